@@ -1,0 +1,63 @@
+# make demo | test | lint | format | clean. Each makes the environment it needs; a second call takes seconds.
+#
+#   PYTHON=python3.12   interpreter for .venv (3.10 to 3.13)
+#   CMAKE_ARGS=...      more switches for the build of llama.cpp, e.g. -DGGML_CUDA=on
+#   PYTEST_ARGS=...     e.g. -k hook -x
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip --disable-pip-version-check
+
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.[ch]) $(shell find plugin convert server models -name '*.py' -o -name '*.gguf')
+# a strict editable install is a tree of links under build/, remade when files come or go
+EDITABLE := --no-build-isolation --config-settings editable_mode=strict --editable
+
+.PHONY: all demo test lint format clean
+all: $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/ropebend demo
+
+test: $(VENV)/.test
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.lint
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	MYPYPATH=$$(ls -d build/__editable__.ropebend*) $(PY) -m mypy -p ropebend
+	$(CC) -std=c11 -O2 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes -Werror -fsyntax-only \
+	    -Icsrc -isystem "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("include"))')" csrc/*.c
+
+format: $(VENV)/.lint
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf $(VENV) build demo *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/.python:
+	@command -v $(CC) >/dev/null || { echo "error: no C compiler; on Debian: apt install build-essential"; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else \
+	    f"error: Python 3.10 to 3.13 wanted, {sys.executable} is {v[0]}.{v[1]}; try make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "error: no venv module; on Debian: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade 'pip>=24' 'setuptools>=77'
+	@touch $@
+
+$(VENV)/.llama: $(VENV)/.python tools/install_llama.py
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF $(CMAKE_ARGS)" $(PY) tools/install_llama.py
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.llama $(SOURCES)
+	@rm -rf build/__editable__*
+	$(PIP) install $(EDITABLE) .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed pyproject.toml
+	$(PIP) install --quiet $(EDITABLE) '.[test]'
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.installed pyproject.toml
+	$(PIP) install --quiet $(EDITABLE) '.[lint,test]'
+	@touch $@
