@@ -1,0 +1,176 @@
+"""LayerScaling: the way from JSON to metadata to plan and back, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ropebend import LayerScaling, RopebendError, RopeMethod
+from ropebend.scaling import Keys, dynamic_ntk_factor, length_bucket
+
+scales = st.lists(st.floats(0.10000000149011612, 1000, width=32), min_size=1, max_size=40)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+free_keys = st.text().filter(
+    lambda k: k not in {"format", "architecture", "block_count", "layer_scale", "curve", "rope", "provenance"}
+)
+methods = st.sampled_from(
+    [RopeMethod(), RopeMethod("linear", 4.0), RopeMethod("ntk", 2.5), RopeMethod("dynamic-ntk", 2.0, 1024),
+     RopeMethod("yarn", 8.0, 4096)]
+)  # fmt: skip
+
+
+@given(scales, methods, st.dictionaries(free_keys, json_values, max_size=3), st.dictionaries(st.text(), json_values))
+def test_json_and_metadata_round_trip(
+    values: list[float], rope: RopeMethod, extra: dict[str, Any], provenance: dict[str, Any]
+) -> None:
+    provenance = {k: v for k, v in provenance.items() if not k.startswith(Keys.PREFIX)}
+    value = LayerScaling(tuple(values), "llama", rope, None, provenance, extra)
+    assert LayerScaling.from_json(json.loads(json.dumps(value.to_json()))) == value
+    assert LayerScaling.from_metadata(value.to_metadata(), "llama", len(values)) == value
+
+
+def test_unknown_keys_are_kept_everywhere() -> None:
+    data = {
+        "format": "ropebend/1",
+        "architecture": "llama",
+        "block_count": 4,
+        "layer_scale": [1, 2, 3, 4],
+        "curve": {"control_points": [[0, 1], [1, 2], [2, 3], [3, 4]], "note": "by hand"},
+        "rope": {"method": "linear", "factor": 2, "author": "me"},
+        "provenance": {"seed": 1},
+        "comment": {"nested": [1, 2]},
+    }
+    value = LayerScaling.from_json(data)
+    assert value.to_json() == data
+    assert LayerScaling.from_metadata(value.to_metadata(), "llama", 4) == value
+
+
+def test_layer_scale_wins_over_the_curve() -> None:
+    data = {
+        "format": "ropebend/1", "block_count": 2, "layer_scale": [1.5, 2.5],
+        "curve": {"control_points": [[0, 1], [0, 1], [1, 1], [1, 1]]},
+    }  # fmt: skip
+    assert LayerScaling.from_json(data).layer_scale == (1.5, 2.5)
+    del data["layer_scale"]
+    assert LayerScaling.from_json(data).layer_scale == (1.0, 1.0)
+
+
+def test_a_bare_list_is_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "factors.json"
+    path.write_text("[1, 1.25, 2]")
+    assert LayerScaling.load(path).layer_scale == (1.0, 1.25, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON: line 1 column 2"),
+        ("3", "expected an object or a list"),
+        ("[NaN]", "NaN is not a number that JSON knows"),
+        ('["1"]', r"the list\[0\]: expected a number, got '1'"),
+        ("[true]", r"the list\[0\]: expected a number, got True"),
+        ("[1e999]", r"layer_scale\[0\]: expected a finite scale"),
+        ("[1, 0.05]", r"layer_scale\[1\]: expected a finite scale in \[0.1, 1000\], got 0.05"),
+        ("[1000.5]", r"layer_scale\[0\]"),
+        ("[]", "layer_scale: expected 0 scales, one per block, got 0"),
+        ("{}", "format: expected 'ropebend/1', got None"),
+        ('{"format": "ropebend/2"}', "format: expected 'ropebend/1', got 'ropebend/2'"),
+        ('{"format": "ropebend/1"}', "layer_scale: missing"),
+        ('{"format": "ropebend/1", "layer_scale": [1, 2], "block_count": 3}', "expected 3 scales, one per block, got 2"),
+        ('{"format": "ropebend/1", "layer_scale": [1], "rope": {"method": "pi"}}', "rope.method: expected one of none,"),
+        ('{"format": "ropebend/1", "layer_scale": [1], "rope": {"factor": 2}}', "method none has factor 1"),
+        ('{"format": "ropebend/1", "layer_scale": [1], "rope": {"method": "linear", "factor": 0.5}}', "rope.factor"),
+        ('{"format": "ropebend/1", "layer_scale": [1], "rope": {"original_context": 1.5}}', "original_context"),
+        ('{"format": "ropebend/1", "block_count": 4, "curve": {"control_points": [[0, 1]]}}', "four \\[x, y\\] pairs"),
+        ('{"format": "ropebend/1", "layer_scale": [1], "provenance": {"ropebend.curve": 1}}', "reserved"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[1" + "0" * 5000 + "]", "not a factors file|does not"),
+    ],
+)
+def test_bad_files_name_the_file_the_key_and_the_value(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "factors.json"
+    path.write_text(text)
+    with pytest.raises(RopebendError, match=message) as error:
+        LayerScaling.load(path)
+    assert str(error.value).startswith(str(path))
+
+
+def test_missing_and_binary_files(tmp_path: Path) -> None:
+    with pytest.raises(RopebendError, match="No such file"):
+        LayerScaling.load(tmp_path / "none.json")
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RopebendError, match="not UTF-8"):
+        LayerScaling.load(tmp_path / "binary.json")
+
+
+def test_scales_must_fit_the_model() -> None:
+    value = LayerScaling((1.0, 2.0), "llama")
+    value.check_model(2, "llama")
+    with pytest.raises(RopebendError, match="expected 3 scales, one per block, got 2"):
+        value.check_model(3, "llama")
+    with pytest.raises(RopebendError, match="made for 'llama', the model is 'qwen2'"):
+        value.check_model(2, "qwen2")
+    with pytest.raises(RopebendError, match="'mamba' has no RoPE"):
+        LayerScaling((1.0, 2.0)).check_model(2, "mamba")
+
+
+def test_metadata_that_does_not_fit_is_an_error_and_never_unscaled() -> None:
+    fields = LayerScaling((1.0, 2.0)).to_metadata()
+    assert LayerScaling.from_metadata({"general.name": "x"}, "llama", 2) is None
+    for key, value, message in [
+        (Keys.VERSION, 2, "expected 1, got 2"),
+        (Keys.LAYER_SCALE, [1.0], "expected 2 scales"),
+        (Keys.LAYER_SCALE, "x", "expected a list of numbers"),
+        (Keys.METHOD, 7, "rope.method"),
+        (Keys.PROVENANCE, "[", "expected a JSON object"),
+    ]:
+        with pytest.raises(RopebendError, match=message):
+            LayerScaling.from_metadata({**fields, key: value}, "llama", 2)
+    del fields[Keys.LAYER_SCALE]
+    with pytest.raises(RopebendError, match=r"ropebend.layer_scale: missing"):
+        LayerScaling.from_metadata(fields, "llama", 2)
+
+
+def test_methods_multiply_the_layer_scales() -> None:
+    one, two = LayerScaling((1.0, 2.0)), (1.0, 2.0)
+    assert one.plan().stretch.tolist() == [1, 2]
+    assert LayerScaling(two, rope=RopeMethod("linear", 4.0)).plan().stretch.tolist() == [4, 8]
+    ntk = LayerScaling(two, rope=RopeMethod("ntk", 4.0)).plan()
+    assert (ntk.stretch.tolist(), ntk.base_stretch.tolist()) == ([1, 1], [4, 8])
+    yarn = LayerScaling(two, rope=RopeMethod("yarn", 4.0, 512)).plan()
+    assert (yarn.stretch.tolist(), yarn.yarn_factor, yarn.yarn_n_ctx_orig) == ([4, 8], 4, 512)
+
+
+def test_dynamic_ntk_follows_the_length_in_buckets() -> None:
+    assert [length_bucket(n, 1024) for n in (1, 1024, 1025, 1448, 1449, 2048, 4000)] == [
+        1024, 1024, 1449, 1449, 1449, 2048, 4096,
+    ]  # fmt: skip
+    assert dynamic_ntk_factor(2.0, 1024, 1024) == 1
+    assert dynamic_ntk_factor(2.0, 1024, 4096) == 2 * 4 - 1
+    value = LayerScaling((1.0,), rope=RopeMethod("dynamic-ntk", 2.0, 1024))
+    assert value.plan(2000).hash == value.plan(2048).hash != value.plan(2049).hash
+    with pytest.raises(RopebendError, match="needs the length the model was trained at"):
+        LayerScaling((1.0,), rope=RopeMethod("dynamic-ntk", 2.0)).plan(100)
+
+
+def test_hash_tells_plans_apart() -> None:
+    values = [
+        LayerScaling((1.0, 2.0)), LayerScaling((2.0, 1.0)), LayerScaling((1.0, 2.0), rope=RopeMethod("ntk")),
+        LayerScaling((1.0, 2.0), rope=RopeMethod("yarn", 1.0, 5)), LayerScaling((1.0, 2.0), rope=RopeMethod("yarn", 1.0, 6)),
+    ]  # fmt: skip
+    assert len({v.plan().hash for v in values}) == len(values)
+    assert LayerScaling((1.0, 2.0)).plan().hash == LayerScaling((0.5, 1.0), rope=RopeMethod("linear", 2.0)).plan().hash
+
+
+def test_scales_are_float32_everywhere() -> None:
+    value = LayerScaling((1.1, 1.0000000001))
+    assert value.layer_scale == (1.1, 1.0)
+    assert value.plan().stretch.dtype == np.float32
