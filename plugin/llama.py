@@ -1,0 +1,146 @@
+"""`Llama`: llama-cpp-python's class with the layer scales of the GGUF applied.
+
+``llama_cpp.Llama`` neither exposes ``cb_eval`` nor can set it later, so the private context is rebuilt with it, here
+and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import llama_cpp
+from llama_cpp import _internals
+from llama_cpp.llama_cache import BaseLlamaCache
+
+from ropebend.errors import RopebendError
+from ropebend.model import check_supported
+from ropebend.model_info import ModelInfo
+from ropebend.native import Hook
+from ropebend.scaling import LayerScaling
+
+
+class _HookedContext(_internals.LlamaContext):  # type: ignore[misc]
+    """LlamaContext that checks after each decode that every rope node was patched."""
+
+    hook: Hook
+    rope_layers: Sequence[int] = ()
+    shift_pending = False
+
+    def decode(self, batch: Any) -> None:
+        if self.shift_pending:
+            self.hook.reset_counts()
+        super().decode(batch)
+        self.hook.check()
+        if self.shift_pending:
+            self.shift_pending = False
+            self.hook.check_shift(list(self.rope_layers))
+
+    def kv_cache_seq_shift(self, seq_id: int, p0: int, p1: int, shift: int) -> None:
+        super().kv_cache_seq_shift(seq_id, p0, p1, shift)
+        self.shift_pending = True
+
+
+class _PlanCache(BaseLlamaCache):  # type: ignore[misc]
+    """A prompt cache seen through the current plan: keys start with a number made from the plan's hash."""
+
+    def __init__(self, cache: BaseLlamaCache, plan_hash: str):
+        self.cache = cache
+        self._salt = -1 - int(plan_hash, 16) % 2**31  # negative: no token has it
+
+    def _salted(self, key: Sequence[int]) -> tuple[int, ...]:
+        return (self._salt, *key)
+
+    @property
+    def cache_size(self) -> int:
+        return int(self.cache.cache_size)
+
+    def __getitem__(self, key: Sequence[int]) -> Any:
+        return self.cache[self._salted(key)]
+
+    def __contains__(self, key: Sequence[int]) -> bool:
+        return self._salted(key) in self.cache
+
+    def __setitem__(self, key: Sequence[int], value: Any) -> None:
+        self.cache[self._salted(key)] = value
+
+
+class Llama(llama_cpp.Llama):  # type: ignore[misc]
+    """``llama_cpp.Llama`` whose layers rotate by their own scale.  Takes all its arguments, and:
+
+    scaling   "file" (default): the scales the GGUF carries, if any; None: unscaled; or a `LayerScaling`
+
+    Raises RopebendError if the scales do not fit the model or a rope node cannot be patched.
+
+    >>> from ropebend import Llama, LayerScaling                             # doctest: +SKIP
+    >>> llm = Llama("model.ropebend.gguf", n_ctx=16384)                      # doctest: +SKIP
+    >>> llm.scaling.layer_scale                                              # doctest: +SKIP
+    >>> llm.set_scaling(LayerScaling.uniform(2.0, llm.scaling.n_layer))      # doctest: +SKIP
+    """
+
+    def __init__(self, *args: Any, scaling: LayerScaling | str | None = "file", **kwargs: Any):
+        self.scaling: LayerScaling | None = None
+        self._plan_hash = "0"
+        self._user_cache: BaseLlamaCache | None = None
+        super().__init__(*args, **kwargs)
+        self._info = ModelInfo.read(self.model_path)
+        self._hook = Hook(self._info.n_layer)
+        self._rebuild_context()
+        self.set_scaling(self._info.scaling if scaling == "file" else scaling)  # type: ignore[arg-type]
+
+    def _rebuild_context(self) -> None:
+        self._ctx: Any
+        self._ctx.close()
+        self._hook.install(self.context_params)
+        ctx = _HookedContext(model=self._model, params=self.context_params, verbose=self.verbose)
+        ctx.hook = self._hook
+        self._ctx = self._stack.enter_context(contextlib.closing(ctx))
+        if self._lora_adapter is not None:
+            adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._lora_adapter)
+            if llama_cpp.llama_set_adapters_lora(ctx.ctx, adapters, 1, (ctypes.c_float * 1)(self.lora_scale)):
+                raise RopebendError(f"{self.lora_path}: llama.cpp cannot apply this LoRA adapter")
+        # Proves that every rope node has a layer. After the LoRA setter it also puts the callback back in place,
+        # which llama.cpp would otherwise do only after a pending K-shift.
+        self._hook.reset_counts()
+        self._hook.set_plan(LayerScaling.uniform(1.0, self._info.n_layer).plan())
+        self._batch.set_batch(batch=[max(self.token_bos(), 0)], n_past=0, logits_all=False)
+        ctx.decode(self._batch)
+        ctx.rope_layers = [i for i, n in enumerate(self._hook.qk_nodes()) if n > 0]
+        ctx.kv_cache_clear()
+
+    def set_scaling(self, scaling: LayerScaling | None) -> None:
+        """Swap the scales (None: unscaled).  Forgets what was evaluated and every cached prompt of other scales."""
+        if scaling is not None:
+            check_supported(self._info, scaling)
+            if not self._ctx.rope_layers:
+                raise RopebendError(f"{self.model_path}: the graph has no rope node, layer scales would have no effect")
+            scaling = scaling.with_original_context(self._info.n_ctx_train)
+        plan = scaling.plan(self._n_ctx) if scaling is not None else None
+        self._hook.set_plan(plan)
+        self.scaling = scaling
+        self._plan_hash = plan.hash if plan is not None else "0"
+        self.reset()
+        self._ctx.kv_cache_clear()
+        self.set_cache(self._user_cache)
+
+    def set_cache(self, cache: BaseLlamaCache | None) -> None:
+        """Set the prompt cache; entries made under other scales are never found."""
+        self._user_cache = cache
+        super().set_cache(None if cache is None else _PlanCache(cache, self._plan_hash))
+
+    def save_state(self) -> Any:
+        """As in llama-cpp-python; the state remembers the scales it was made under."""
+        state = super().save_state()
+        state.ropebend_plan = self._plan_hash
+        return state
+
+    def load_state(self, state: Any) -> None:
+        """As in llama-cpp-python.  Raises RopebendError if the state was made under other scales."""
+        if getattr(state, "ropebend_plan", "0") != self._plan_hash:
+            raise RopebendError("this state was saved under other layer scales; its keys are rotated differently")
+        super().load_state(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "scaling": self.scaling}

@@ -1,0 +1,141 @@
+"""Joins the C core to the llama.cpp that llama-cpp-python loaded, and reads GGUF metadata through it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import llama_cpp._ggml
+import llama_cpp._logger
+import llama_cpp.llama_cpp as lib
+
+from ropebend import _native
+from ropebend.errors import RopebendError
+from ropebend.scaling import Plan
+
+
+@functools.cache
+def layout() -> dict[str, int]:
+    """Find out llama.cpp's struct layout (once a process) and return it: byte offsets and op codes.
+
+    Raises RopebendError if this llama.cpp is too different to be patched.
+    """
+    addresses = {}
+    for name in _native.API:
+        for library in (llama_cpp._ggml.libggml, lib._lib):
+            try:
+                addresses[name] = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+                break
+            except AttributeError:
+                continue
+    try:
+        return _native.init(addresses)
+    except RuntimeError as e:
+        raise RopebendError(
+            f"llama-cpp-python {llama_cpp.__version__}: {e}; this llama.cpp cannot be patched, "
+            "install a version that pyproject.toml names"
+        ) from None
+
+
+class Hook:
+    """The graph callback of one context, and the plan it applies.  Must outlive the context."""
+
+    def __init__(self, n_layer: int):
+        layout()
+        self._hook = _native.Hook(n_layer)
+        self.n_layer = n_layer
+
+    def install(self, params: Any) -> None:
+        """Set cb_eval and its user data in a ``llama_context_params``."""
+        params.cb_eval = lib.ggml_backend_sched_eval_callback(self._hook.cb_eval)
+        params.cb_eval_user_data = self._hook.user_data
+
+    def patch(self, node: int) -> None:
+        """Patch the node at this address now, as llama.cpp's scheduler would have it done (for observers)."""
+        lib.ggml_backend_sched_eval_callback(self._hook.cb_eval)(node, True, self._hook.user_data)
+
+    def set_plan(self, plan: Plan | None) -> None:
+        """Apply `plan` from the next decode on; None: leave llama.cpp's own values."""
+        if plan is None:
+            self._hook.clear_plan()
+        else:
+            self._hook.set_plan(plan.stretch, plan.base_stretch, plan.yarn_factor, plan.yarn_n_ctx_orig)
+
+    def reset_counts(self) -> None:
+        """Forget the nodes seen so far."""
+        self._hook.reset_counts()
+
+    def qk_nodes(self) -> list[int]:
+        """Rope nodes of Q and K seen per layer since `reset_counts`."""
+        return self._hook.n_qk
+
+    def shift_nodes(self) -> list[int]:
+        """Rope nodes over the K cache (a pending shift) seen per layer since `reset_counts`."""
+        return self._hook.n_shift
+
+    def check(self) -> None:
+        """Raise RopebendError if a rope node was met that could not be patched."""
+        if self._hook.problem is not None:
+            raise RopebendError(f"{self._hook.problem}; its scale cannot be applied, so this model is refused")
+
+    def check_shift(self, rope_layers: list[int]) -> None:
+        """Raise RopebendError unless every rope layer saw exactly one shift node since `reset_counts`."""
+        seen = self.shift_nodes()
+        wrong = [layer for layer in rope_layers if seen[layer] != 1]
+        if wrong:
+            raise RopebendError(
+                f"the K-shift was not patched in layer {wrong[0]} (rope nodes seen: {seen[wrong[0]]}, expected 1); "
+                "cached keys are wrong now, clear the cache"
+            )
+
+
+def quiet_llama_log() -> None:
+    """Keep llama.cpp's debug lines off stderr unless the user of llama-cpp-python chose a level."""
+    if llama_cpp._logger.logger.level == logging.NOTSET:
+        llama_cpp._logger.logger.setLevel(logging.ERROR)
+
+
+@contextmanager
+def captured_log() -> Iterator[list[str]]:
+    """Collect llama.cpp's warnings and errors (lines) instead of printing them."""
+    lines: list[str] = []
+    level_now = 0
+
+    @lib.llama_log_callback  # type: ignore[untyped-decorator]
+    def collect(level: int, text: bytes, _user_data: Any) -> None:
+        nonlocal level_now
+        level_now = level_now if level == 5 else level  # ggml.h: 3 is a warning, 4 an error, 5 continues the line
+        if level_now in (3, 4):
+            lines.append(text.decode(errors="replace").strip())
+
+    lib.llama_log_set(collect, None)
+    try:
+        yield lines
+    finally:
+        lib.llama_log_set(llama_cpp._logger.llama_log_callback, None)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """All metadata of a GGUF file except arrays of strings; tensors are not read.
+
+    Raises RopebendError if the file is missing, not readable or not a GGUF that llama.cpp accepts.
+    """
+    layout()
+    try:
+        with open(path, "rb") as f:
+            magic = f.read(4)
+    except OSError as e:
+        raise RopebendError(f"{path}: {e.strerror}") from None
+    if magic != b"GGUF":
+        raise RopebendError(f"{path}: not a GGUF file: expected magic b'GGUF', got {magic!r}")
+    with captured_log() as log:
+        fields: dict[str, Any] | None = _native.read_metadata(str(path))
+    if fields is None:
+        raise RopebendError(f"{path}: llama.cpp refuses this file: {log[-1] if log else 'no reason given'}")
+    return fields
