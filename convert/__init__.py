@@ -1,0 +1,1 @@
+"""Writing layer scales into GGUF files."""

@@ -1,0 +1,53 @@
+"""Which models can carry scales, and which scales fit them."""
+
+from __future__ import annotations
+
+from ropebend.convert.gguf_file import GgufFile
+from ropebend.errors import RopebendError
+from ropebend.scaling import ARCHITECTURES_WITHOUT_ROPE, LayerScaling
+
+
+def refuse_split(source: GgufFile) -> None:
+    """Raise RopebendError if the file is one part of a split model."""
+    count = source.value("split.count")
+    if isinstance(count, int) and count > 1:
+        raise RopebendError(
+            f"{source.path}: split.count: one of {count} parts; merge them first (llama-gguf-split --merge)"
+        )
+
+
+def architecture(source: GgufFile) -> str:
+    """general.architecture.  Raises RopebendError if it is not there."""
+    name = source.value("general.architecture")
+    if not isinstance(name, str):
+        raise RopebendError(f"{source.path}: general.architecture: expected a string, got {name!r}; not a model?")
+    return name
+
+
+def count(source: GgufFile, key: str) -> int:
+    """A positive integer under `<architecture>.<key>`.  Raises RopebendError if it is not there."""
+    key = f"{architecture(source)}.{key}"
+    value = source.value(key)
+    if type(value) is not int or value < 1:
+        raise RopebendError(f"{source.path}: {key}: expected a positive integer, got {value!r:.80}")
+    return value
+
+
+def fit(scaling: LayerScaling, source: GgufFile) -> LayerScaling:
+    """The scales as they go into this model, with an original context where their method needs one.
+
+    Raises RopebendError naming key, value and expectation if the file is no model or the scales are not for it.
+    """
+    kind = source.value("general.type")
+    if kind not in (None, "model"):
+        raise RopebendError(f"{source.path}: general.type: expected 'model', got {kind!r:.80}")
+    arch = architecture(source)
+    # A model without RoPE need not have blocks; check_model says the more useful thing about it.
+    n_layer = scaling.n_layer if arch in ARCHITECTURES_WITHOUT_ROPE else count(source, "block_count")
+    try:
+        scaling.check_model(n_layer, arch)
+    except RopebendError as e:
+        raise RopebendError(f"these scales do not fit {source.path}: {e}") from None
+    if scaling.with_original_context(1) != scaling:
+        scaling = scaling.with_original_context(count(source, "context_length"))
+    return scaling

@@ -1,0 +1,280 @@
+"""`GgufFile`: where everything in a GGUF file lies, as byte ranges, read without trusting the file.
+
+The file is `magic, version, n_tensors, n_kv | key-value pairs | tensor infos | padding | tensor data`.  Pairs and infos
+are located, not decoded: what is copied is copied as raw bytes.  Every count and length is checked against the end of
+the file before it is believed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, NoReturn
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+
+from ropebend.errors import RopebendError
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)  # the same layout; 3 only added big-endian files
+HEADER_SIZE = 24  # magic, u32 version, u64 n_tensors, u64 n_kv
+DEFAULT_ALIGNMENT = 32
+CHUNK = 8 << 20  # bytes copied or compared at a time
+
+MAX_DIMS = 4  # ggml's GGML_MAX_DIMS
+MAX_KEY_BYTES = 65535  # the GGUF specification's
+MAX_ARRAY_DEPTH = 8  # llama.cpp reads no nested array at all
+MAX_VALUE_BYTES = 64 << 20  # of a value that is decoded, not only copied
+
+SCALAR_FORMATS: dict[int, str] = {
+    GGUFValueType.UINT8: "<B",
+    GGUFValueType.INT8: "<b",
+    GGUFValueType.UINT16: "<H",
+    GGUFValueType.INT16: "<h",
+    GGUFValueType.UINT32: "<I",
+    GGUFValueType.INT32: "<i",
+    GGUFValueType.FLOAT32: "<f",
+    GGUFValueType.BOOL: "<?",
+    GGUFValueType.UINT64: "<Q",
+    GGUFValueType.INT64: "<q",
+    GGUFValueType.FLOAT64: "<d",
+}
+_SIZES = {t: struct.calcsize(f) for t, f in SCALAR_FORMATS.items()}
+_MIN_SIZES = {**_SIZES, GGUFValueType.STRING: 8, GGUFValueType.ARRAY: 12}  # of one array element
+_MIN_PAIR, _MIN_INFO = 8 + 1 + 4 + 1, 8 + 4 + 4 + 8
+
+
+@dataclass(frozen=True)
+class KeyValue:
+    """One metadata pair and its bytes: the whole pair is [start, end), its value [value, end)."""
+
+    key: str
+    type: int  # a GGUFValueType
+    start: int
+    value: int
+    end: int
+
+
+class GgufFile:
+    """An open, scanned GGUF file; a context manager.
+
+    path, size        as given; bytes
+    mode, owner       st_mode; (user id, group id)
+    n_links           names the file has (hard links)
+    version           2 or 3
+    pairs             KeyValue of every metadata key, in the order of the file, by key
+    n_tensors         number of tensors
+    infos             (start, end) of the tensor infos
+    alignment         general.alignment, a power of two
+    data              (start, end) of the tensor data, up to the end of the file
+    padded            False if a file without tensors ends before its padding does
+
+    Making one raises RopebendError naming the file, the place, what was found and what was expected.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # Before opening: a FIFO would block in open().
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise RopebendError(f"{path}: not a regular file")
+            self._file = open(path, "rb", buffering=1 << 18)  # noqa: SIM115 - closed by close()
+        except OSError as e:
+            raise RopebendError(f"{path}: {e.strerror}") from None
+        try:
+            status = os.fstat(self._file.fileno())
+            self.size, self.mode, self.n_links = status.st_size, status.st_mode, status.st_nlink
+            self.owner = (status.st_uid, status.st_gid)
+            self._scan()
+        except OSError as e:
+            self.close()
+            raise RopebendError(f"{path}: {e.strerror}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> GgufFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; reading afterwards is an error."""
+        self._file.close()
+
+    def chunks(self, start: int, end: int) -> Iterator[bytes]:
+        """The bytes [start, end), at most CHUNK at a time.  RopebendError if the file became shorter meanwhile."""
+        while start < end:
+            self._file.seek(start)
+            chunk = self._file.read(min(CHUNK, end - start))
+            if not chunk:
+                raise RopebendError(f"{self.path}: ended at byte {start} while being read; expected {end} bytes")
+            start += len(chunk)
+            yield chunk
+
+    def value(self, key: str) -> Any:
+        """The value of a scalar, a string or an array of scalars (a list); None if the key is not there."""
+        pair = self.pairs.get(key)
+        if pair is None:
+            return None
+        if pair.end - pair.value > MAX_VALUE_BYTES:
+            raise RopebendError(
+                f"{self.path}: {key}: expected at most {MAX_VALUE_BYTES} bytes, got {pair.end - pair.value}"
+            )
+        raw = b"".join(self.chunks(pair.value, pair.end))
+        if pair.type in SCALAR_FORMATS:
+            return struct.unpack(SCALAR_FORMATS[pair.type], raw)[0]
+        if pair.type == GGUFValueType.STRING:
+            try:
+                return raw[8:].decode("utf-8")
+            except UnicodeDecodeError:
+                raise RopebendError(f"{self.path}: {key}: expected UTF-8 text, got {raw[8:60]!r}") from None
+        item_type, count = struct.unpack_from("<IQ", raw)
+        if item_type not in SCALAR_FORMATS:
+            raise RopebendError(f"{self.path}: {key}: expected an array of numbers, got an array of type {item_type}")
+        return list(struct.unpack_from(f"<{count}{SCALAR_FORMATS[item_type][1]}", raw, 12))
+
+    # ---- the scanner
+
+    def _scan(self) -> None:
+        self._pos = 0
+        magic = self._file.read(4)
+        if magic != MAGIC:
+            raise RopebendError(f"{self.path}: not a GGUF file: expected it to start with {MAGIC!r}, got {magic!r}")
+        self._seek(4)
+        self.version = self._u32("the version")
+        if self.version & 0xFFFF == 0 and self.version != 0:
+            raise RopebendError(f"{self.path}: a big-endian GGUF file; only little-endian files are supported")
+        if self.version not in VERSIONS:
+            raise RopebendError(f"{self.path}: GGUF version: expected 2 or 3, got {self.version}")
+        self.n_tensors = self._count(self._u64("the number of tensors"), _MIN_INFO, "tensors")
+        n_pairs = self._count(self._u64("the number of keys"), _MIN_PAIR, "keys")
+        self.pairs: dict[str, KeyValue] = {}
+        for i in range(n_pairs):
+            self._pair(f"key {i}")
+        self.alignment = self._alignment()
+        start, needed, last = self._pos, 0, ""
+        for i in range(self.n_tensors):
+            end, name = self._tensor_info(f"tensor {i}")
+            if end >= needed:
+                needed, last = end, name
+        self.infos = (start, self._pos)
+        data = pad(self._pos, self.alignment)
+        if self.n_tensors and data + needed > self.size:
+            raise RopebendError(
+                f"{self.path}: truncated: tensor {last!r} ends at byte {data + needed}, the file at {self.size}"
+            )
+        self.padded = data <= self.size
+        self.data = (min(data, self.size), self.size)
+
+    def _pair(self, what: str) -> None:
+        start = self._pos
+        key = self._name(what, MAX_KEY_BYTES)
+        if not key:
+            self._fail(what, "expected a name, got an empty one")
+        if key in self.pairs:
+            self._fail(what, f"a second {key!r}; expected every key once")
+        type_ = self._u32(what)
+        value = self._pos
+        self._skip_value(type_, f"key {key!r}", 0)
+        self.pairs[key] = KeyValue(key, type_, start, value, self._pos)
+
+    def _skip_value(self, type_: int, what: str, depth: int) -> None:
+        if type_ in _SIZES:
+            self._skip(_SIZES[type_], what)
+        elif type_ == GGUFValueType.STRING:
+            self._skip(self._u64(what), what)
+        elif type_ == GGUFValueType.ARRAY:
+            if depth == MAX_ARRAY_DEPTH:
+                self._fail(what, f"arrays nested more than {MAX_ARRAY_DEPTH} deep")
+            item_type = self._u32(what)
+            if item_type not in _MIN_SIZES:
+                self._fail(what, f"unknown value type {item_type}; expected 0 to {max(GGUFValueType)}")
+            count = self._count(self._u64(what), _MIN_SIZES[item_type], f"elements of {what}")
+            if item_type in _SIZES:
+                self._skip(count * _SIZES[item_type], what)
+                return
+            for _ in range(count):
+                self._skip_value(item_type, what, depth + 1)
+        else:
+            self._fail(what, f"unknown value type {type_}; expected 0 to {max(GGUFValueType)}")
+
+    def _alignment(self) -> int:
+        pair = self.pairs.get("general.alignment")
+        if pair is None:
+            return DEFAULT_ALIGNMENT
+        after_pairs = self._pos
+        alignment = self.value(pair.key) if pair.type == GGUFValueType.UINT32 else 0
+        self._seek(after_pairs)
+        if alignment < 1 or alignment & (alignment - 1):
+            self._fail(f"key {pair.key!r}", "expected a u32 power of two", pair.value)
+        return int(alignment)
+
+    def _tensor_info(self, what: str) -> tuple[int, str]:
+        """The tensor's end, in bytes from the start of the tensor data, and its name."""
+        name = self._name(what, MAX_KEY_BYTES)
+        what = f"tensor {name!r}"
+        n_dims = self._u32(what)
+        if n_dims > MAX_DIMS:
+            self._fail(what, f"expected at most {MAX_DIMS} dimensions, got {n_dims}")
+        shape = [self._u64(what) for _ in range(n_dims)]
+        type_ = self._u32(what)
+        offset = self._u64(what)
+        if offset % self.alignment:
+            self._fail(what, f"offset {offset} is not a multiple of general.alignment {self.alignment}")
+        try:
+            block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(type_)]
+        except (ValueError, KeyError):
+            return offset, name  # a type newer than gguf-py: its bytes are only copied
+        return offset + prod(shape) // block * block_bytes, name
+
+    def _name(self, what: str, limit: int) -> str:
+        length = self._u64(what)
+        if length > limit:
+            self._fail(what, f"expected a name of at most {limit} bytes, got {length}")
+        raw = self._take(length, what)
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            self._fail(what, f"expected UTF-8 text, got {raw[:40]!r}")
+
+    def _count(self, n: int, each: int, what: str) -> int:
+        if n * each > self.size - self._pos:
+            self._fail("count", f"{n} {what} do not fit into a file of {self.size} bytes")
+        return n
+
+    def _u32(self, what: str) -> int:
+        return int.from_bytes(self._take(4, what), "little")
+
+    def _u64(self, what: str) -> int:
+        return int.from_bytes(self._take(8, what), "little")
+
+    def _take(self, n: int, what: str) -> bytes:
+        raw = self._file.read(n) if n <= self.size - self._pos else b""
+        if len(raw) != n:
+            self._fail(what, f"needs {n} bytes, the file ends at {self.size}: truncated?")
+        self._pos += n
+        return raw
+
+    def _skip(self, n: int, what: str) -> None:
+        if n > self.size - self._pos:
+            self._fail(what, f"needs {n} bytes, the file ends at {self.size}: truncated?")
+        self._seek(self._pos + n)
+
+    def _seek(self, pos: int) -> None:
+        self._pos = pos
+        self._file.seek(pos)
+
+    def _fail(self, what: str, problem: str, pos: int | None = None) -> NoReturn:
+        raise RopebendError(f"{self.path}: {what} at byte {self._pos if pos is None else pos}: {problem}")
+
+
+def pad(position: int, alignment: int) -> int:
+    """The next multiple of `alignment` (bytes), `position` itself if it is one."""
+    return -(-position // alignment) * alignment
