@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: an engine that knows no HTTP, routes that know no llama.cpp."""

@@ -1,0 +1,54 @@
+"""The model's own chat template: messages in, prompt out."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ropebend.errors import RopebendError
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **more: Any) -> str:
+    # jinja2's own filter escapes HTML, which would end up in the prompt
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **more)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.datetime.now().strftime(format)
+
+
+class ChatTemplate:
+    """A jinja template as it comes in a GGUF, with what Hugging Face's renderer gives templates.
+
+    bos, eos: text of the special tokens.  RopebendError if the template is not valid jinja.
+    """
+
+    def __init__(self, source: str, bos: str = "", eos: str = ""):
+        # sandboxed: the template came with a downloaded file
+        env = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        env.filters["tojson"] = _tojson
+        env.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, bos_token=bos, eos_token=eos)
+        try:
+            self._template = env.from_string(source)
+        except jinja2.TemplateError as e:
+            raise RopebendError(f"the model's chat template is not valid: {e}") from None
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt that asks for the next answer.  RopebendError if the template refuses these messages."""
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=True, tools=None, documents=None)
+        except jinja2.TemplateError as e:
+            raise RopebendError(f"the model's chat template refuses these messages: {e}") from None
+        except Exception as e:  # a template is a program; whatever it trips over, these messages made it
+            raise RopebendError(f"the model's chat template failed: {type(e).__name__}: {e}") from None

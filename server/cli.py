@@ -1,0 +1,232 @@
+"""`serve`: the command, the process around the server and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from ropebend.errors import RopebendError, UsageError
+from ropebend.server.app import create_app
+from ropebend.server.engine import Engine, EngineOptions
+
+log = logging.getLogger("ropebend.server")
+
+
+class CacheType(str, Enum):
+    """`ropebend.model.CACHE_TYPES`, as choices of a flag."""
+
+    f32 = "f32"
+    f16 = "f16"
+    bf16 = "bf16"
+    q8_0 = "q8_0"
+    q5_1 = "q5_1"
+    q5_0 = "q5_0"
+    q4_1 = "q4_1"
+    q4_0 = "q4_0"
+
+
+class LogLevel(str, Enum):
+    """Lowest level that is printed; debug adds an access log."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+def serve(
+    model: Annotated[Path, typer.Argument(help="GGUF file. Layer scales in it are in effect without any flag.")],
+    host: Annotated[str, typer.Option(envvar="ROPEBEND_HOST", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(envvar="ROPEBEND_PORT", min=0, max=65535, help="Port to listen on; 0: any free one.")
+    ] = 8080,
+    ctx_size: Annotated[
+        int,
+        typer.Option(
+            "--ctx-size",
+            "-c",
+            envvar="ROPEBEND_CTX_SIZE",
+            min=0,
+            help="Context in tokens, may go beyond the trained length; 0: what the scales were tested at, "
+            "if the file says so, else the trained length.",
+        ),
+    ] = 0,
+    batch_size: Annotated[
+        int,
+        typer.Option("--batch-size", "-b", envvar="ROPEBEND_BATCH_SIZE", min=1, help="Prompt tokens of one step."),
+    ] = 512,
+    ubatch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--ubatch-size",
+            "-ub",
+            envvar="ROPEBEND_UBATCH_SIZE",
+            min=1,
+            help="Prompt tokens computed at once; default 512, or --batch-size if that is less.",
+        ),
+    ] = None,
+    threads: Annotated[
+        int,
+        typer.Option("--threads", "-t", envvar="ROPEBEND_THREADS", min=0, help="CPU threads; 0: every core there is."),
+    ] = 0,
+    n_gpu_layers: Annotated[
+        int,
+        typer.Option(
+            "--n-gpu-layers",
+            "-ngl",
+            envvar="ROPEBEND_N_GPU_LAYERS",
+            min=-1,
+            help="Layers on the GPU; -1: all. Needs a llama-cpp-python built for it.",
+        ),
+    ] = 0,
+    flash_attn: Annotated[
+        bool, typer.Option("--flash-attn/--no-flash-attn", envvar="ROPEBEND_FLASH_ATTN", help="Use flash attention.")
+    ] = False,
+    cache_type_k: Annotated[
+        CacheType, typer.Option(envvar="ROPEBEND_CACHE_TYPE_K", help="Type of the cached keys.")
+    ] = CacheType.f16,
+    cache_type_v: Annotated[
+        CacheType,
+        typer.Option(envvar="ROPEBEND_CACHE_TYPE_V", help="Type of the cached values; a q type needs --flash-attn."),
+    ] = CacheType.f16,
+    alias: Annotated[
+        str | None,
+        typer.Option(
+            "--alias", "-a", envvar="ROPEBEND_ALIAS", help="Model id; default: the file's general.name, or its stem."
+        ),
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="ROPEBEND_API_KEY", help="Key that clients must send; may be given several times."),
+    ] = None,
+    factors: Annotated[
+        Path | None,
+        typer.Option(envvar="ROPEBEND_FACTORS", help="factors.json with layer scales to use instead of the file's."),
+    ] = None,
+    no_scaling: Annotated[
+        bool, typer.Option("--no-scaling", envvar="ROPEBEND_NO_SCALING", help="Run unscaled, whatever the file says.")
+    ] = False,
+    queue_size: Annotated[
+        int,
+        typer.Option(
+            envvar="ROPEBEND_QUEUE_SIZE", min=0, help="Requests that may wait while one runs; further ones get 503."
+        ),
+    ] = 64,
+    grace: Annotated[
+        float,
+        typer.Option(
+            envvar="ROPEBEND_GRACE", min=0, max=3600, help="Seconds open requests may go on after SIGTERM or Ctrl+C."
+        ),
+    ] = 5,
+    log_level: Annotated[
+        LogLevel, typer.Option(envvar="ROPEBEND_LOG_LEVEL", help="What to print on stderr; debug logs each access.")
+    ] = LogLevel.info,
+) -> None:
+    """Serve MODEL over the OpenAI API until SIGTERM or Ctrl+C."""
+    if factors is not None and no_scaling:
+        raise UsageError("--factors and --no-scaling: expected only one of them")
+    if ubatch_size is not None and ubatch_size > batch_size:
+        raise UsageError(f"--ubatch-size: expected at most --batch-size {batch_size}, got {ubatch_size}")
+    if any(not key.strip() for key in api_key or []):
+        raise UsageError("--api-key: expected a key, got an empty one")
+    options = EngineOptions(
+        model=model,
+        alias=alias,
+        n_ctx=ctx_size,
+        n_batch=batch_size,
+        n_ubatch=ubatch_size or min(512, batch_size),
+        n_threads=threads,
+        n_gpu_layers=n_gpu_layers,
+        flash_attn=flash_attn,
+        type_k=cache_type_k.value,
+        type_v=cache_type_v.value,
+        factors=factors,
+        no_scaling=no_scaling,
+        queue_size=queue_size,
+    )
+    level = log_level.value.upper()
+    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
+    log.setLevel(level)
+    run(options, host, port, api_key or [], grace, debug=log_level is LogLevel.debug)
+
+
+def run(options: EngineOptions, host: str, port: int, api_keys: list[str], grace: float, *, debug: bool) -> None:
+    """Listen, load and serve until a signal.  RopebendError if the port is taken, loading fails or the engine dies."""
+    listener = listen(host, port)
+    engine = Engine(options, on_failure=lambda: setattr(server, "should_exit", True))
+    config = uvicorn.Config(
+        create_app(engine, api_keys),
+        lifespan="off",
+        log_config=None,
+        log_level="debug" if debug else "warning",
+        access_log=debug,
+        # one second for the answers of the requests that `cut` ended
+        timeout_graceful_shutdown=math.ceil(grace) + 1,
+    )
+    server = _Server(config, engine, grace)
+    logging.getLogger("uvicorn.error").addFilter(_is_no_cut)
+    name = f"[{host}]" if ":" in host else host
+    log.info("listening on http://%s:%d, loading %s", name, listener.getsockname()[1], options.model)
+    engine.start()
+    server.run(sockets=[listener])
+    ended = engine.stop(timeout=1)
+    if engine.failure is not None:
+        raise RopebendError(engine.failure)
+    log.info("stopped")
+    if not ended:
+        # The thread is inside llama.cpp (a long decode, or still loading), which cannot be interrupted, and the
+        # interpreter must not take the library down under it.
+        logging.shutdown()
+        os._exit(0)
+
+
+def _is_no_cut(record: logging.LogRecord) -> bool:
+    """False for the traceback that uvicorn logs of a request it cut itself, because the client reads too slowly."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with our end: exit 0 after a signal, requests cut after the grace, a second signal ends at once."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, grace: float):
+        super().__init__(config)
+        self._engine = engine
+        self._grace = grace
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # uvicorn's own would raise the signal again at the end, and the exit code would not be 0.
+        if self.should_exit:
+            os._exit(1)
+        log.info("%s: finishing open requests, at most %g s", signal.Signals(sig).name, self._grace)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        cut = asyncio.get_running_loop().call_later(self._grace, self._engine.cut)
+        await super().shutdown(sockets)
+        cut.cancel()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket.  RopebendError if the address is unknown or taken."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family)
+    except socket.gaierror as e:
+        reason = e.strerror
+    except OSError as e:
+        reason = os.strerror(e.errno or 0)  # its own text may be longer, with the address in Python's notation
+    except UnicodeError:
+        reason = "not a host name"
+    raise RopebendError(f"cannot listen on {host}:{port}: {reason}; see --host and --port")

@@ -1,0 +1,64 @@
+import pytest
+
+from ropebend.errors import RopebendError
+from ropebend.server.api import ChatRequest
+from ropebend.server.chat import ChatTemplate
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def test_special_tokens_and_generation_prompt() -> None:
+    template = ChatTemplate(
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}",
+        "<s>",
+        "</s>",
+    )
+    assert template.render(HELLO) == "<s>[user]Hello</s>[assistant]"
+
+
+def test_blocks_are_trimmed_and_loops_can_break() -> None:
+    source = (
+        "{% for m in messages %}\n    {% if loop.index == 2 %}\n{% break %}{% endif %}\n{{ m.content }}\n{% endfor %}\n"
+    )
+    assert ChatTemplate(source).render(HELLO * 3) == "Hello\n"
+
+
+def test_tojson_leaves_html_and_unicode_alone() -> None:
+    assert ChatTemplate("{{ messages[0].content | tojson }}").render([{"content": "<é'>"}]) == '"<é\'>"'
+
+
+def test_strftime_now() -> None:
+    assert ChatTemplate("{{ strftime_now('%Y') }}").render(HELLO).startswith("2")
+
+
+def test_tools_are_none() -> None:
+    assert ChatTemplate("{% if tools is not none %}tools{% endif %}").render(HELLO) == ""
+
+
+def test_raise_exception_shows_the_templates_words() -> None:
+    with pytest.raises(RopebendError, match="refuses these messages: roles must alternate"):
+        ChatTemplate("{{ raise_exception('roles must alternate') }}").render(HELLO)
+
+
+@pytest.mark.parametrize("source", ["{{ messages[0].content + 1 }}", "{{ missing.field }}", "{{ 1 / 0 }}"])
+def test_a_template_that_fails_is_an_error(source: str) -> None:
+    with pytest.raises(RopebendError, match="chat template"):
+        ChatTemplate(source).render(HELLO)
+
+
+def test_a_template_that_is_no_jinja_is_an_error() -> None:
+    with pytest.raises(RopebendError, match="not valid"):
+        ChatTemplate("{% if %}")
+
+
+@pytest.mark.parametrize("source", ["{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}"])
+def test_templates_run_in_a_sandbox(source: str) -> None:
+    with pytest.raises(RopebendError):
+        ChatTemplate(source).render(HELLO)
+
+
+def test_text_parts_are_joined_by_line_breaks() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    body = ChatRequest.model_validate({"messages": [{"role": "user", "content": parts, "name": "Ada"}]})
+    assert body.messages[0].for_template() == {"role": "user", "content": "a\nb", "name": "Ada"}

@@ -1,0 +1,281 @@
+"""The engine without HTTP: order, cancelling, limits, and how it ends."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ropebend.errors import RopebendError
+from ropebend.model import CACHE_TYPES, Context, Model
+from ropebend.scaling import LayerScaling
+from ropebend.server.cli import CacheType
+from ropebend.server.engine import (
+    Cancelled,
+    Done,
+    Engine,
+    EngineOptions,
+    Event,
+    Failed,
+    Finish,
+    Generation,
+    Piece,
+    QueueFull,
+    Unavailable,
+    choose_n_ctx,
+    describe_context,
+)
+from ropebend.server.sampling import Sampling
+
+GREEDY = Sampling(temperature=0)
+PROMPT = [3 + byte for byte in b"dog"]
+
+
+def run(engine: Engine, *generations: Generation) -> list[Event]:
+    """All events of one job."""
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    engine.submit(generations, events.put)
+    out = [events.get(timeout=60)]
+    while not isinstance(out[-1], Done | Cancelled | Failed):
+        out.append(events.get(timeout=60))
+    return out
+
+
+def text_of(events: list[Event], index: int = 0) -> str:
+    return "".join(e.text for e in events if isinstance(e, Piece) and e.index == index)
+
+
+@pytest.fixture
+def make_engine(models: dict[str, Path]) -> Iterator[Callable[..., Engine]]:
+    """Loaded engines (n_threads=1), stopped afterwards."""
+    made: list[Engine] = []
+
+    def make(name: str = "plain", **options: Any) -> Engine:
+        failed = threading.Event()
+        engine = Engine(EngineOptions(models[name], n_threads=1, **options), on_failure=failed.set)
+        made.append(engine)
+        engine.start()
+        while engine.facts is None and not failed.wait(0.005):
+            pass
+        assert engine.failure is None
+        return engine
+
+    yield make
+    for engine in made:
+        assert engine.stop(60)
+
+
+def test_every_cache_type_can_be_chosen() -> None:
+    assert {t.value for t in CacheType} == set(CACHE_TYPES)
+
+
+def test_events_of_a_job(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    events = run(engine, Generation(PROMPT, 3, GREEDY), Generation(PROMPT, 2, GREEDY))
+    assert [e for e in events if not isinstance(e, Piece)] == [Finish(0, "length", 3), Finish(1, "length", 2), Done()]
+    assert text_of(events, 0).startswith(text_of(events, 1))
+    assert engine.stats.done == 1
+    assert engine.stats.prompt_tokens == 6
+    assert engine.stats.generated_tokens == 5
+
+
+def test_the_same_seed_gives_the_same_text(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    texts = [text_of(run(engine, Generation(PROMPT, 20, Sampling(seed=s)))) for s in (1, 1, 2, -1, 2**32 - 1)]
+    assert texts[0] == texts[1] != texts[2]
+    again = [text_of(run(engine, Generation(PROMPT, 20, Sampling(seed=s)))) for s in (-1, 2**32 - 1)]
+    assert texts[3:] == again
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(top_k=1), Sampling(top_p=0.0), Sampling(min_p=1.0), Sampling(temperature=1e-30)]
+)
+def test_filters_at_their_limit_are_greedy(make_engine: Callable[..., Engine], sampling: Sampling) -> None:
+    engine = make_engine()
+    greedy = run(engine, Generation(PROMPT, 10, GREEDY))
+    assert text_of(run(engine, Generation(PROMPT, 10, sampling))) == text_of(greedy)
+
+
+def test_end_of_generation(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    events = run(engine, Generation(PROMPT, 5, replace(GREEDY, logit_bias={0: 100})))
+    assert events == [Finish(0, "stop", 0), Done()]
+
+
+def test_cancelled_after_the_step_it_is_in(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    pieces, ended, started = [], threading.Event(), threading.Event()
+
+    def on_event(event: Event) -> None:
+        pieces.append(event)
+        if isinstance(event, Piece):
+            started.wait(60)
+            job.cancel()
+        else:
+            ended.set()
+
+    job = engine.submit([Generation(PROMPT, 200, GREEDY)], on_event)
+    started.set()
+    assert ended.wait(60)
+    assert [type(e) for e in pieces] == [Piece, Cancelled]
+    assert engine.stats.cancelled == 1
+    assert text_of(run(engine, Generation(PROMPT, 3, GREEDY)))  # it goes on with the next
+
+
+def test_cancelled_between_prefill_steps(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(n_batch=16, n_ubatch=16)
+    steps, ended, started = [], threading.Event(), threading.Event()
+    decode = Context.decode
+
+    def counted(self: Context, tokens: list[int], pos: int) -> None:
+        started.wait(60)
+        decode(self, tokens, pos)
+        steps.append((len(tokens), pos))
+        if len(steps) == 2:
+            job.cancel()
+
+    monkeypatch.setattr(Context, "decode", counted)
+    job = engine.submit([Generation([40] * 100, 100, GREEDY)], lambda _: ended.set())
+    started.set()
+    assert ended.wait(60)
+    assert steps == [(16, 0), (16, 16)]
+
+
+def test_queue_limit_order_and_cancelling_a_waiting_job(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(queue_size=2)
+    hold, log, ended = threading.Event(), [], threading.Event()
+
+    def job(name: str) -> Callable[[Event], None]:
+        def on_event(event: Event) -> None:
+            if isinstance(event, Piece):
+                hold.wait(60)
+                return
+            if isinstance(event, Done | Cancelled):
+                log.append((name, type(event)))
+                if name == "d":
+                    ended.set()
+
+        return on_event
+
+    one = [Generation(PROMPT, 1, GREEDY)]
+    engine.submit(one, job("a"))
+    b = engine.submit(one, job("b"))
+    engine.submit(one, job("c"))
+    assert engine.n_running + engine.n_queued == 3
+    with pytest.raises(QueueFull, match="the queue holds no more"):
+        engine.submit(one, job("x"))
+    b.cancel()
+    b.cancel()  # once more does nothing
+    engine.submit(one, job("d"))
+    hold.set()
+    assert ended.wait(60)
+    assert log == [("b", Cancelled), ("a", Done), ("c", Done), ("d", Done)]
+
+
+def test_a_failing_request_leaves_the_engine_alive(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+
+    def fail(*_: Any) -> None:
+        raise RopebendError("llama_decode: failed with status -3")
+
+    with monkeypatch.context() as m:
+        m.setattr(Context, "decode", fail)
+        (event,) = run(engine, Generation(PROMPT, 3, GREEDY))
+    assert isinstance(event, Failed)
+    assert "status -3" in str(event.error)
+    assert engine.stats.failed == 1
+    assert text_of(run(engine, Generation(PROMPT, 3, GREEDY)))
+
+
+def test_logits_that_are_not_numbers_are_an_error(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    decode = Context.decode
+
+    def poisoned(self: Context, tokens: list[int], pos: int) -> None:
+        decode(self, tokens, pos)
+        self.logits()[:] = float("nan")
+
+    monkeypatch.setattr(Context, "decode", poisoned)
+    (event,) = run(engine, Generation(PROMPT, 3, GREEDY))
+    assert isinstance(event, Failed)
+    assert "not numbers" in str(event.error)
+
+
+def test_a_crash_ends_every_job_and_is_reported(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    failed, hold = threading.Event(), threading.Event()
+    engine = Engine(EngineOptions(models["plain"], n_threads=1), on_failure=failed.set)
+
+    def crash(*_: Any) -> None:
+        hold.wait(60)
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr("ropebend.server.engine.Engine._generate", crash)
+    engine.start()
+    while engine.facts is None:
+        failed.wait(0.005)
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    for _ in range(2):
+        engine.submit([Generation(PROMPT, 3)], events.put)
+    hold.set()
+    assert failed.wait(60)
+    assert engine.failure == "the engine crashed: ZeroDivisionError: boom"
+    assert all(isinstance(events.get(timeout=60), Failed) for _ in range(2))
+    with pytest.raises(Unavailable):
+        engine.submit([Generation(PROMPT, 3)], events.put)
+    assert engine.stop(60)
+
+
+def test_cut_ends_the_running_and_the_waiting(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    running, hold = threading.Event(), threading.Event()
+    events: queue.SimpleQueue[tuple[str, Event]] = queue.SimpleQueue()
+
+    def on_event(event: Event) -> None:
+        events.put(("a", event))
+        running.set()
+        hold.wait(60)
+
+    engine.submit([Generation(PROMPT, 200, GREEDY)], on_event)
+    engine.submit([Generation(PROMPT, 200, GREEDY)], lambda e: events.put(("b", e)))
+    assert running.wait(60)
+    engine.cut()
+    hold.set()
+    assert engine.stop(60)
+    got = [events.get(timeout=60) for _ in range(3)]
+    assert [(name, type(e)) for name, e in got] == [("a", Piece), ("b", Failed), ("a", Failed)]
+    with pytest.raises(Unavailable, match="shutting down"):
+        engine.submit([Generation(PROMPT, 1)], on_event)
+
+
+def test_loading_a_file_that_is_no_model_fails_with_its_reason(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"nothing")
+    failed = threading.Event()
+    engine = Engine(EngineOptions(path), on_failure=failed.set)
+    engine.start()
+    assert failed.wait(60)
+    assert engine.failure is not None
+    assert "not a GGUF file" in engine.failure
+    with pytest.raises(Unavailable, match="not a GGUF file"):
+        engine.submit([Generation([1], 1)], lambda _: None)
+    with pytest.raises(Unavailable, match="not loaded"):
+        engine.tokenize("a")
+
+
+def test_the_context_follows_the_scales(models: dict[str, Path]) -> None:
+    with Model(models["scaled"]) as model:
+        info = model.info
+    assert choose_n_ctx(0, info, info.scaling) == (1024, "what the scales were tested at")
+    assert choose_n_ctx(0, info, None) == (256, "what the model was trained at")
+    assert choose_n_ctx(0, info, LayerScaling((1.0,) * 3, provenance={"n_ctx": "2k"}))[0] == 256
+    assert choose_n_ctx(300, info, info.scaling) == (300, "as asked")
+    assert describe_context(256, "why", info, None) == "256 tokens (why)"
+    assert "2 times the 256 the model was trained at: nothing stretches it" in describe_context(512, "", info, None)
+    assert "the layer scales stretch it" in describe_context(512, "", info, info.scaling)
