@@ -1,0 +1,25 @@
+"""Intervals for accuracies.  Questions about one JSON are not independent, so resampling is by JSON (cluster)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Interval = tuple[float, float]
+CONFIDENCE = 0.95
+
+
+def wilson(n_correct: int, n: int) -> Interval:
+    """Wilson's interval for a proportion of independent items (one question per JSON)."""
+    ci = stats.binomtest(n_correct, n).proportion_ci(CONFIDENCE, method="wilson")
+    return float(ci.low), float(ci.high)
+
+
+def cluster_bootstrap(per_cluster: npt.NDArray[np.float64], n_resamples: int = 10_000, seed: int = 0) -> Interval:
+    """Percentile interval of the mean of cluster means (shape [n_clusters]), resampling whole clusters."""
+    rng = np.random.default_rng(seed)
+    n = len(per_cluster)
+    means = per_cluster[rng.integers(n, size=(n_resamples, n))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)

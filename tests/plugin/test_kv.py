@@ -1,0 +1,87 @@
+"""Key-value retrieval: the published prompt to the letter, both protocols, the generator, the file format."""
+
+import gzip
+import json
+import re
+import uuid
+from pathlib import Path
+
+import pytest
+
+from ropebend import RopebendError
+from ropebend.tasks import kv
+
+PAIRS = (("k1", "v1"), ("k2", "v2"), ("k3", "v3"))
+
+
+def test_the_prompt_is_the_published_one() -> None:
+    assert kv.prompt(PAIRS, "k2") == (
+        "Extract the value corresponding to the specified key in the JSON object below.\n"
+        "\n"
+        "JSON data:\n"
+        '{"k1": "v1",\n'
+        ' "k2": "v2",\n'
+        ' "k3": "v3"}\n'
+        "\n"
+        'Key: "k2"\n'
+        "Corresponding value:"
+    )
+
+
+def test_seventy_five_pairs_have_the_published_length() -> None:
+    (sample,) = kv.generate(75, 1, seed=0)
+    assert len(kv.questions(sample, [0.5])[0].prompt) == 6231  # as in the authors' file
+
+
+def test_shared_asks_what_stands_there() -> None:
+    asked = kv.questions(kv.Sample(PAIRS, 2), [0, 0.5, 1], "shared")
+    assert [q.value for q in asked] == ["v1", "v2", "v3"]
+    assert len({q.prompt.split("Key:")[0] for q in asked}) == 1
+
+
+def test_published_moves_the_gold_pair() -> None:
+    asked = kv.questions(kv.Sample(PAIRS, 2), [0, 0.5, 1], "published")
+    assert [q.value for q in asked] == ["v3"] * 3
+    orders = [re.findall(r'"(v\d)"', q.prompt) for q in asked]
+    assert orders == [["v3", "v1", "v2"], ["v1", "v3", "v2"], ["v1", "v2", "v3"]]
+
+
+def test_generated_samples_depend_on_seed_and_place_only() -> None:
+    long, short, other = kv.generate(4, 5, 1), kv.generate(4, 3, 1), kv.generate(4, 3, 2)
+    assert long[:3] == short
+    assert not {p for s in short for p in s.pairs} & {p for s in other for p in s.pairs}
+    for key, value in long[0].pairs:
+        assert uuid.UUID(key).version == uuid.UUID(value).version == 4
+
+
+def test_reading_the_published_format(tmp_path: Path) -> None:
+    lines = [json.dumps({"ordered_kv_records": PAIRS, "key": f"k{i}", "value": f"v{i}"}) for i in (1, 3)]
+    for path in (tmp_path / "a.jsonl", tmp_path / "a.jsonl.gz"):
+        with (gzip.open if path.suffix == ".gz" else open)(path, "wt") as f:
+            f.write("\n".join(lines) + "\n\n")
+        assert kv.read_published(path) == [kv.Sample(PAIRS, 0), kv.Sample(PAIRS, 2)]
+        assert kv.read_published(path, 1) == [kv.Sample(PAIRS, 0)]
+        with pytest.raises(RopebendError, match="3 samples wanted, the file has 2"):
+            kv.read_published(path, 3)
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"ordered_kv_records": [["a", "b"]], "key": "x", "value": "b"}'])
+def test_bad_lines_are_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    good = json.dumps({"ordered_kv_records": PAIRS, "key": "k1", "value": "v1"})
+    path.write_text(f"{good}\n{line}\n")
+    with pytest.raises(RopebendError, match=r"bad.jsonl: line 2: expected an object with ordered_kv_records"):
+        kv.read_published(path)
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(RopebendError, match="No such file"):
+        kv.read_published(tmp_path / "none.jsonl")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b"x" * 1000)[:20])
+    with pytest.raises(RopebendError, match=r"cut\.jsonl\.gz"):
+        kv.read_published(tmp_path / "cut.jsonl.gz")
+
+
+def test_the_metric_is_a_substring_without_case() -> None:
+    assert kv.contains('  The value is "ABC-1".', "abc-1")
+    assert not kv.contains("abc", "abc-1")
