@@ -1,0 +1,41 @@
+"""Writing results so that a reader never sees half a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ropebend.errors import RopebendError
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file whole or not at all.  Raises RopebendError naming the file."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as f:
+            try:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+                os.chmod(f.name, 0o666 & ~_umask())
+                os.replace(f.name, path)
+            except BaseException:
+                os.unlink(f.name)
+                raise
+    except OSError as e:
+        raise RopebendError(f"{path}: cannot write: {e.strerror}") from None
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

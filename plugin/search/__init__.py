@@ -1,0 +1,1 @@
+"""Search for layer scales: a pure ask/tell core (`ga`) and the run that measures its candidates (`run`)."""
