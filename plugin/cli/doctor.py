@@ -1,0 +1,43 @@
+"""`ropebend doctor`: proof that the hook is active on a model."""
+
+from __future__ import annotations
+
+import platform
+from typing import Annotated
+
+import typer
+
+from ropebend.cli import options as o
+
+
+def doctor(
+    model: o.ModelPath,
+    threads: o.Threads = 0,
+    n_gpu_layers: o.GpuLayers = 0,
+    flash_attn: o.FlashAttn = False,
+    cache_type_k: Annotated[str, typer.Option(help="Type of the K cache (f16, f32, q8_0, q4_0 …).")] = "f16",
+) -> None:
+    """Check on this model that scales reach every rope node and nothing else; exit code 1 if not."""
+    import llama_cpp
+
+    import ropebend
+    from ropebend.doctor import examine
+    from ropebend.model import Model
+
+    print(
+        f"ropebend {ropebend.__version__}, llama-cpp-python {llama_cpp.__version__}, Python {platform.python_version()}"
+    )
+    failed = 0
+    with Model(model, n_gpu_layers=n_gpu_layers) as loaded:
+        info = loaded.info
+        print(f"{info.path}: {info.name} ({info.architecture}), {info.n_layer} layers, trained at {info.n_ctx_train}")
+        s = info.scaling
+        carried = "none" if s is None else f"{min(s.layer_scale):g}–{max(s.layer_scale):g}, method {s.rope.method}"
+        print(f"scales in the file: {carried}\n")
+        for check in examine(loaded, n_threads=threads, flash_attn=flash_attn, type_k=cache_type_k):
+            print(f"{'ok  ' if check.ok else 'FAIL'} {check.title}: {check.detail}")
+            failed += not check.ok
+    if failed:
+        print(f"\n{failed} checks failed: scales cannot be trusted on this model with this llama.cpp")
+        raise typer.Exit(1)
+    print("\nthe hook is active on this model")

@@ -1,0 +1,151 @@
+"""The commands as a user runs them: output, files, exit codes, no tracebacks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from random_models import write_llama
+
+from ropebend import LayerScaling
+
+NEEDLE = str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf")
+
+
+def ropebend(*args: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ropebend.cli", *map(str, args)]
+    run = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert run.returncode == code, run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
+    return run
+
+
+def test_eval_prints_a_table_and_writes_json(tmp_path: Path) -> None:
+    args = ["eval", NEEDLE, "--keys", 5, "--samples", 3, "--depths", "0,.5,1", "--seed", 4, "-t", 1]
+    run = ropebend(*args, cwd=tmp_path)
+    assert "depth" in run.stdout
+    assert "95 % interval" in run.stdout
+    report = json.loads((tmp_path / "needle-Q8_0.kv-5.json").read_text())
+    assert report["depths"] == [0, 0.5, 1]
+    correct = report["correct"]
+    assert [len(correct), len(correct[0])] == [3, 3]
+    assert report["accuracy"] == pytest.approx(sum(map(sum, correct)) / 9)
+    low, high = report["accuracy_interval"]
+    assert 0 <= low <= report["accuracy"] <= high <= 1
+    assert report["scaling"] is None
+    ropebend(*args, "-o", "again.json", cwd=tmp_path)
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again == report
+
+
+def test_search_writes_factors_that_the_other_commands_take(tmp_path: Path) -> None:
+    args = ["search", NEEDLE, "--keys", 40, "--samples", 1, "--validation-samples", 1, "--test-samples", 2]
+    args += ["--budget", 14, "--seed", 3, "-t", 1]
+    run = ropebend(*args, "-o", "factors.json", "--plot", "plot.png", cwd=tmp_path)
+    assert "layer scales" in run.stdout
+    assert "on test items" in run.stdout
+    factors = json.loads((tmp_path / "factors.json").read_text())
+    assert factors["block_count"] == len(factors["layer_scale"]) == 6
+    assert factors["provenance"]["evaluations"] == 14
+    assert factors["provenance"]["items"] == {"search": 1, "validation": 1, "test": 2}
+    assert len(factors["provenance"]["model"]["sha256"]) == 64
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    ropebend(*args, "-o", "again.json", cwd=tmp_path)  # to the bit
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "factors.json").read_bytes()
+
+    shown = ropebend("show", "factors.json", cwd=tmp_path).stdout
+    assert all(f"{i:5d} {s:7.3f}" in shown for i, s in enumerate(factors["layer_scale"]))
+    ropebend("add-scales", NEEDLE, "factors.json", "-o", "scaled.gguf", cwd=tmp_path)
+    from_gguf = ropebend("show", "scaled.gguf", "--json", cwd=tmp_path).stdout
+    assert LayerScaling.from_json(json.loads(from_gguf)) == LayerScaling.load(tmp_path / "factors.json")
+    by_file = ["eval", "scaled.gguf", "--keys", 40, "--samples", 1, "-t", 1, "-o", "a.json"]
+    by_factors = ["eval", NEEDLE, "--factors", "factors.json", "--keys", 40, "--samples", 1, "-t", 1, "-o", "b.json"]
+    ropebend(*by_file, cwd=tmp_path)
+    ropebend(*by_factors, cwd=tmp_path)
+    a, b = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert a["logprob"] == b["logprob"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_writes_the_best_so_far(tmp_path: Path) -> None:
+    args = ["search", NEEDLE, "--keys", "30", "--samples", "1", "--budget", "100000", "-t", "1", "-o", "f.json"]
+    command = [sys.executable, "-m", "ropebend.cli", *args]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if line.startswith("generation 2:"):  # the first generation is measured
+                run.send_signal(signal.SIGINT)
+                break
+        out, err = run.communicate()
+    assert run.returncode == 130, err
+    assert "interrupted" in out
+    factors = json.loads((tmp_path / "f.json").read_text())
+    assert factors["provenance"]["interrupted"] is True
+    assert factors["provenance"]["evaluations"] >= 5
+    assert LayerScaling.load(tmp_path / "f.json").n_layer == 6
+
+
+def test_doctor_on_a_plain_and_a_scaled_model(tmp_path: Path) -> None:
+    scaled = write_llama(tmp_path / "scaled.gguf", scaling=LayerScaling((1.0, 2.0, 3.0)))
+    out = ropebend("doctor", scaled, "-t", 1, cwd=tmp_path).stdout
+    assert "6 rope nodes in layers 0–2" in out
+    assert "6 of 6 rope nodes compared" in out
+    assert "scales in the file: 1–3" in out
+    assert out.count("bit for bit") == 3
+    assert "FAIL" not in out
+
+
+def test_doctor_on_a_yarn_model_where_the_flag_means_something_else(tmp_path: Path) -> None:
+    fields = {
+        "llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0,
+        "llama.rope.scaling.original_context_length": 64,
+    }  # fmt: skip
+    path = write_llama(tmp_path / "yarn.gguf", fields=fields)
+    out = ropebend("doctor", path, "-t", 1, cwd=tmp_path).stdout
+    assert "6 of 6 rope nodes compared" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["show", "none.json"], 1, "error: none.json: No such file or directory"),
+        (["show", "bad.json"], 1, "error: bad.json: not JSON"),
+        (["show", NEEDLE], 1, "carries no layer scales; find some with"),
+        (["eval", "bad.json"], 1, "not a GGUF file"),
+        (["eval", NEEDLE, "--task", "x"], 2, "--task: expected kv, got 'x'"),
+        (["eval", NEEDLE, "--protocol", "x"], 2, "--protocol: expected one of shared, published"),
+        (["eval", NEEDLE, "--depths", "0,2"], 2, "--depths: expected numbers in [0, 1]"),
+        (["eval", NEEDLE, "--depths", "a"], 2, "--depths: expected numbers separated by commas"),
+        (["eval", NEEDLE, "--factors", "f", "--no-scaling"], 2, "contradict"),
+        (
+            ["eval", NEEDLE, "--factors", "two.json"],
+            1,
+            "two.json: layer_scale: expected 6 scales, one per block, got 2",
+        ),
+        (["eval", NEEDLE, "--data", "none.gz"], 1, "none.gz: No such file"),
+        (["eval", NEEDLE, "--keys", "0"], 2, "--keys"),
+        (["search", NEEDLE, "--weights", "1,2"], 2, "--weights: expected one number per depth (5)"),
+        (["search", NEEDLE, "--method", "pi"], 2, "--method: expected one of none, linear"),
+        (["search", NEEDLE, "--factor", "2"], 2, "--factor needs a --method"),
+        (["serve", "bad.json"], 1, "not a GGUF file"),
+        (["doctor", "bad.json"], 1, "not a GGUF file"),
+        (["frobnicate"], 2, "No such command"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, args: list[str], code: int, message: str) -> None:
+    (tmp_path / "bad.json").write_text("nothing")
+    (tmp_path / "two.json").write_text("[1, 2]")
+    assert message in " ".join(ropebend(*args, cwd=tmp_path, code=code).stderr.split())
+
+
+def test_truncated_models_are_refused_with_llama_cpps_reason(tmp_path: Path) -> None:
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(Path(NEEDLE).read_bytes()[:-5000])
+    assert "cut.gguf" in ropebend("eval", path, cwd=tmp_path, code=1).stderr

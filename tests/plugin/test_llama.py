@@ -1,0 +1,87 @@
+"""`ropebend.Llama` against llama-cpp-python's own class."""
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import pytest
+from random_models import write_llama
+
+from ropebend import LayerScaling, Llama, RopebendError
+
+OPTIONS: dict[str, Any] = {"n_ctx": 128, "n_threads": 1, "verbose": False}
+PROMPT = "Once upon a time there was"
+HALF = LayerScaling.uniform(2.0, 3)
+
+
+def text(llm: llama_cpp.Llama) -> str:
+    return str(llm(PROMPT, max_tokens=24, temperature=0)["choices"][0]["text"])
+
+
+@pytest.fixture
+def llm(plain_path: Path) -> Iterator[Llama]:
+    llm = Llama(str(plain_path), **OPTIONS)
+    yield llm
+    llm.close()
+
+
+@pytest.fixture(scope="module")
+def expected(plain_path: Path) -> dict[float, str]:
+    """Greedy texts of llama-cpp-python's class by rope_freq_scale."""
+    out = {}
+    for freq_scale in (1.0, 0.5):
+        llm = llama_cpp.Llama(str(plain_path), rope_freq_scale=freq_scale, **OPTIONS)
+        out[freq_scale] = text(llm)
+        llm.close()
+    assert out[1.0] != out[0.5]
+    return out
+
+
+def test_unscaled_is_the_parent_class_and_uniform_its_flag(llm: Llama, expected: dict[float, str]) -> None:
+    assert text(llm) == expected[1.0]
+    llm.set_scaling(HALF)
+    assert text(llm) == expected[0.5]
+    llm.set_scaling(None)
+    assert text(llm) == expected[1.0]
+
+
+def test_prompt_caches_are_kept_apart_by_plan(llm: Llama, expected: dict[float, str]) -> None:
+    llm.set_cache(llama_cpp.LlamaRAMCache())
+    for _ in range(2):
+        assert text(llm) == expected[1.0]
+        llm.set_scaling(HALF)
+        assert text(llm) == expected[0.5]
+        llm.set_scaling(None)
+
+
+def test_states_of_another_plan_are_refused(llm: Llama) -> None:
+    text(llm)
+    state = llm.save_state()
+    llm.set_scaling(HALF)
+    with pytest.raises(RopebendError, match="saved under other layer scales"):
+        llm.load_state(state)
+    llm.set_scaling(None)
+    llm.load_state(state)
+    assert llm.n_tokens == state.n_tokens
+
+
+def test_the_file_carries_the_scales(tmp_path: Path, expected: dict[float, str]) -> None:
+    scaled = Llama(str(write_llama(tmp_path / "scaled.gguf", scaling=HALF)), **OPTIONS)
+    assert scaled.scaling is not None
+    assert scaled.scaling.layer_scale == (2.0, 2.0, 2.0)
+    assert text(scaled) == expected[0.5]
+    scaled.close()
+
+
+def test_pickling_keeps_the_scales(llm: Llama, expected: dict[float, str]) -> None:
+    llm.set_scaling(HALF)
+    copy = pickle.loads(pickle.dumps(llm))
+    assert text(copy) == expected[0.5]
+    copy.close()
+
+
+def test_scales_that_do_not_fit_are_refused(plain_path: Path) -> None:
+    with pytest.raises(RopebendError, match="expected 3 scales"):
+        Llama(str(plain_path), scaling=LayerScaling((1.0,)), **OPTIONS)
