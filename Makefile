@@ -26,7 +26,7 @@ lint: $(VENV)/.lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	MYPYPATH=$$(ls -d build/__editable__.ropebend*) $(PY) -m mypy -p ropebend
-	$(CC) -std=c11 -O2 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes -Werror -fsyntax-only \
+	$(CC) -std=c11 -O2 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werror -fsyntax-only \
 	    -Icsrc -isystem "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("include"))')" csrc/*.c
 
 format: $(VENV)/.lint

@@ -14,7 +14,11 @@ from ropebend.scaling import Keys, dynamic_ntk_factor, length_bucket
 
 scales = st.lists(st.floats(0.10000000149011612, 1000, width=32), min_size=1, max_size=40)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**40), 2**40)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -84,8 +88,14 @@ def test_a_bare_list_is_accepted(tmp_path: Path) -> None:
         ("{}", "format: expected 'ropebend/1', got None"),
         ('{"format": "ropebend/2"}', "format: expected 'ropebend/1', got 'ropebend/2'"),
         ('{"format": "ropebend/1"}', "layer_scale: missing"),
-        ('{"format": "ropebend/1", "layer_scale": [1, 2], "block_count": 3}', "expected 3 scales, one per block, got 2"),
-        ('{"format": "ropebend/1", "layer_scale": [1], "rope": {"method": "pi"}}', "rope.method: expected one of none,"),
+        (
+            '{"format": "ropebend/1", "layer_scale": [1, 2], "block_count": 3}',
+            "expected 3 scales, one per block, got 2",
+        ),
+        (
+            '{"format": "ropebend/1", "layer_scale": [1], "rope": {"method": "pi"}}',
+            "rope.method: expected one of none,",
+        ),
         ('{"format": "ropebend/1", "layer_scale": [1], "rope": {"factor": 2}}', "method none has factor 1"),
         ('{"format": "ropebend/1", "layer_scale": [1], "rope": {"method": "linear", "factor": 0.5}}', "rope.factor"),
         ('{"format": "ropebend/1", "layer_scale": [1], "rope": {"original_context": 1.5}}', "original_context"),
@@ -162,10 +172,9 @@ def test_dynamic_ntk_follows_the_length_in_buckets() -> None:
 
 
 def test_hash_tells_plans_apart() -> None:
-    values = [
-        LayerScaling((1.0, 2.0)), LayerScaling((2.0, 1.0)), LayerScaling((1.0, 2.0), rope=RopeMethod("ntk")),
-        LayerScaling((1.0, 2.0), rope=RopeMethod("yarn", 1.0, 5)), LayerScaling((1.0, 2.0), rope=RopeMethod("yarn", 1.0, 6)),
-    ]  # fmt: skip
+    two = (1.0, 2.0)
+    methods = [RopeMethod(), RopeMethod("ntk"), RopeMethod("yarn", 1.0, 5), RopeMethod("yarn", 1.0, 6)]
+    values = [LayerScaling((2.0, 1.0)), *(LayerScaling(two, rope=m) for m in methods)]
     assert len({v.plan().hash for v in values}) == len(values)
     assert LayerScaling((1.0, 2.0)).plan().hash == LayerScaling((0.5, 1.0), rope=RopeMethod("linear", 2.0)).plan().hash
 

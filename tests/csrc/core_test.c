@@ -1,0 +1,195 @@
+// Runs the C core under sanitizers against the real ggml: core_test LIBGGML GGUF
+// The GGUF must hold test.u32 = 7, test.f32 = 1.5, test.str = "hi", test.arr = [1, 2, 3] (f32), test.strs (strings).
+
+#define _GNU_SOURCE // RTLD_NOW with -std=c11
+#include "ggml_layout.h"
+#include "gguf_metadata.h"
+#include "rope_plan.h"
+
+#include <dlfcn.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int n_failed;
+
+#define CHECK(condition)                                                        \
+    do {                                                                        \
+        if (!(condition)) {                                                     \
+            printf("%s:%d: not true: %s\n", __FILE__, __LINE__, #condition);    \
+            n_failed++;                                                         \
+        }                                                                       \
+    } while (0)
+
+static struct ggml_api    api;
+static struct ggml_layout layout;
+
+static void * find(void * user, const char * name) {
+    return dlsym(user, name);
+}
+
+static void * find_all_but_one(void * user, const char * name) {
+    return strcmp(name, "ggml_rope_ext") == 0 ? NULL : dlsym(user, name);
+}
+
+static const char * no_rope(int op) {
+    (void) op;
+    return "ADD";
+}
+
+static void * params_of(struct ggml_tensor * node) {
+    return (char *) node + layout.op_params;
+}
+
+static float slot(struct ggml_tensor * node, int i) {
+    float v;
+    memcpy(&v, (char *) params_of(node) + 4 * i, sizeof(v));
+    return v;
+}
+
+static void set_src(struct ggml_tensor * node, int i, struct ggml_tensor * src) {
+    memcpy((char *) node + layout.src + (size_t) i * sizeof(src), &src, sizeof(src));
+}
+
+static struct ggml_tensor * rope_node(struct ggml_context * ctx, const char * name, float ext_factor) {
+    struct ggml_tensor * a   = api.ggml_new_tensor_3d(ctx, 0, 64, 2, 3);
+    struct ggml_tensor * pos = api.ggml_new_tensor_1d(ctx, 26, 3);
+    struct ggml_tensor * n   = api.ggml_rope_ext(ctx, a, pos, NULL, 64, 0, 512, 10000.0f, 0.5f, ext_factor, 1.25f, 32.0f, 1.0f);
+    api.ggml_set_name(n, name);
+    return n;
+}
+
+static void test_probe(void * lib) {
+    struct ggml_api    broken = api;
+    struct ggml_layout other;
+    CHECK(strcmp(ggml_api_load(&broken, find_all_but_one, lib), "ggml_rope_ext") == 0);
+    broken              = api;
+    broken.ggml_op_name = no_rope;
+    CHECK(ggml_layout_probe(&broken, &other) != NULL);
+    for (int i = 0; i < 50; i++) {
+        CHECK(ggml_layout_probe(&api, &other) == NULL);
+        CHECK(memcmp(&other, &layout, sizeof(layout)) == 0);
+    }
+}
+
+static void test_apply(struct ggml_context * ctx) {
+    struct rope_plan_layer layers[2] = { { 1.0f, 1.0f }, { 4.0f, 2.0f } };
+    struct rope_plan       plan      = { 2, 0.0f, 0, layers };
+    uint32_t               layer     = 99;
+
+    struct ggml_tensor * node = rope_node(ctx, "Qcur-1", 0.0f);
+    char                 before[64], patched[64];
+    memcpy(before, params_of(node), sizeof(before));
+    CHECK(rope_plan_apply(NULL, &layout, node, &layer) == ROPE_APPLY_QK);
+    CHECK(memcmp(before, params_of(node), sizeof(before)) == 0);
+    CHECK(rope_plan_apply(&plan, &layout, node, &layer) == ROPE_APPLY_QK && layer == 1);
+    CHECK(slot(node, 6) == 0.125f);
+    CHECK(fabsf(slot(node, 5) / (10000.0f * powf(2.0f, 64.0f / 62.0f)) - 1.0f) < 1e-6f);
+    CHECK(slot(node, 8) == 1.25f);
+    memcpy(patched, params_of(node), sizeof(patched));
+    CHECK(rope_plan_apply(&plan, &layout, node, &layer) == ROPE_APPLY_QK); // idempotent
+    CHECK(memcmp(patched, params_of(node), sizeof(patched)) == 0);
+    CHECK(rope_plan_apply(NULL, &layout, node, &layer) == ROPE_APPLY_QK); // and undone
+    CHECK(memcmp(before + 16, (char *) params_of(node) + 16, 28) == 0);
+
+    // a graph that is rebuilt at the same address has fresh values, which count as the node's own
+    memcpy(params_of(node), before, sizeof(before));
+    const float quarter = 0.25f;
+    memcpy((char *) params_of(node) + 24, &quarter, sizeof(quarter));
+    CHECK(rope_plan_apply(&plan, &layout, node, &layer) == ROPE_APPLY_QK);
+    CHECK(slot(node, 6) == 0.0625f);
+
+    // the model's own YaRN keeps its magnitude: attn * (1 + 0.1 ln(1/freq_scale)) does not change
+    node            = rope_node(ctx, "Kcur-1", 1.0f);
+    const float own = slot(node, 8) * (1.0f + 0.1f * logf(1.0f / slot(node, 6)));
+    rope_plan_apply(&plan, &layout, node, &layer);
+    CHECK(fabsf(slot(node, 8) * (1.0f + 0.1f * logf(1.0f / slot(node, 6))) / own - 1.0f) < 1e-6f);
+
+    // anything else is left alone
+    struct ggml_tensor * other = api.ggml_new_tensor_1d(ctx, 0, 8);
+    CHECK(rope_plan_apply(&plan, &layout, other, &layer) == ROPE_APPLY_NOT_ROPE);
+}
+
+static void test_names(struct ggml_context * ctx) {
+    struct rope_plan_layer layers[2] = { { 2.0f, 1.0f }, { 2.0f, 1.0f } };
+    struct rope_plan       plan      = { 2, 0.0f, 0, layers };
+    uint32_t               layer;
+    static const char * const unresolved[] = { "", "-", "Qcur", "Qcur-", "Qcur-x", "Qcur-1x", "Qcur-9999999999", "Qcur-2" };
+    for (size_t i = 0; i < sizeof(unresolved) / sizeof(unresolved[0]); i++) {
+        CHECK(rope_plan_apply(&plan, &layout, rope_node(ctx, unresolved[i], 0.0f), &layer) == ROPE_APPLY_UNRESOLVED);
+    }
+    // by way of src[1], seven steps up, as with a quantised K cache
+    struct ggml_tensor * node = rope_node(ctx, "node_12", 0.0f);
+    struct ggml_tensor * at   = node;
+    for (int i = 0; i < 7; i++) {
+        struct ggml_tensor * up = api.ggml_new_tensor_1d(ctx, 0, 1);
+        set_src(at, 0, api.ggml_new_tensor_1d(ctx, 0, 1));
+        set_src(at, 1, up);
+        at = up;
+    }
+    CHECK(rope_plan_apply(&plan, &layout, node, &layer) == ROPE_APPLY_UNRESOLVED);
+    api.ggml_set_name(at, "cache_k_l1 (view) (copy)");
+    CHECK(rope_plan_apply(&plan, &layout, node, &layer) == ROPE_APPLY_SHIFT && layer == 1);
+    CHECK(slot(node, 8) == 1.0f); // the shift leaves the magnitude of cached keys alone
+}
+
+static void test_many_values(struct ggml_context * ctx) {
+    struct rope_plan_layer layers[1] = { { 2.0f, 1.0f } };
+    struct rope_plan       plan      = { 1, 0.0f, 0, layers };
+    struct ggml_tensor *   node      = rope_node(ctx, "Qcur-0", 0.0f);
+    uint32_t               layer;
+    int                    n_full = 0;
+    for (int i = 1; i <= 5000; i++) {
+        int32_t fresh[16] = { 0, 64, 0, 0, i };
+        memcpy(fresh + 5, (float[]){ 10000.0f, 1.0f, 0.0f, 1.0f, 32.0f, 1.0f }, 24);
+        memcpy(params_of(node), fresh, sizeof(fresh));
+        n_full += rope_plan_apply(&plan, &layout, node, &layer) == ROPE_APPLY_FULL;
+        CHECK(slot(node, 6) == (n_full ? 1.0f : 0.5f));
+    }
+    CHECK(n_full > 0 && n_full < 1000);
+}
+
+static void test_metadata(const char * path) {
+    struct gguf_context * gguf = api.gguf_init_from_file(path, (struct gguf_init_params){ true, NULL });
+    CHECK(gguf != NULL);
+    if (gguf == NULL) {
+        return;
+    }
+    struct gguf_metadata_value v;
+    uint32_t                   u32;
+    CHECK(gguf_metadata_get(&api, gguf, "test.u32", &v) == GGUF_METADATA_FOUND && v.type == GGUF_U32 && !v.array);
+    memcpy(&u32, v.data, sizeof(u32));
+    CHECK(u32 == 7);
+    CHECK(gguf_metadata_get(&api, gguf, "test.str", &v) == GGUF_METADATA_FOUND && strcmp(v.data, "hi") == 0);
+    CHECK(gguf_metadata_get(&api, gguf, "test.arr", &v) == GGUF_METADATA_FOUND && v.array && v.n == 3 && v.type == GGUF_F32);
+    CHECK(memcmp(v.data, (float[]){ 1.0f, 2.0f, 3.0f }, 12) == 0);
+    CHECK(gguf_metadata_get(&api, gguf, "test.strs", &v) == GGUF_METADATA_UNREADABLE);
+    CHECK(gguf_metadata_get(&api, gguf, "test.none", &v) == GGUF_METADATA_ABSENT);
+    api.gguf_free(gguf);
+}
+
+int main(int argc, char ** argv) {
+    void * lib = argc == 3 ? dlopen(argv[1], RTLD_NOW) : NULL;
+    if (lib == NULL) {
+        printf("usage: core_test LIBGGML GGUF (%s)\n", argc == 3 ? dlerror() : "two arguments");
+        return 2;
+    }
+    const char * problem = ggml_api_load(&api, find, lib);
+    if (problem == NULL) {
+        problem = ggml_layout_probe(&api, &layout);
+    }
+    if (problem != NULL) {
+        printf("%s\n", problem);
+        return 2;
+    }
+    struct ggml_context * ctx = api.ggml_init((struct ggml_init_params){ 1 << 20, NULL, true });
+    test_probe(lib);
+    test_apply(ctx);
+    test_names(ctx);
+    test_many_values(ctx);
+    test_metadata(argv[2]);
+    api.ggml_free(ctx);
+    printf("%d failed\n", n_failed);
+    return n_failed != 0;
+}

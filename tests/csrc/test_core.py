@@ -1,0 +1,102 @@
+"""The C core under AddressSanitizer and UBSan, and the extension's own argument checks."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import gguf
+import llama_cpp
+import numpy as np
+import pytest
+
+from ropebend import _native
+from ropebend.native import Hook, layout, read_metadata
+from ropebend.scaling import LayerScaling
+
+ROOT = Path(__file__).parents[2]
+CORE = ["ggml_layout.c", "gguf_metadata.c", "rope_plan.c"]
+
+
+@pytest.fixture
+def metadata_file(tmp_path: Path) -> Path:
+    path = tmp_path / "metadata.gguf"
+    w = gguf.GGUFWriter(path, "llama")
+    w.add_uint32("test.u32", 7)
+    w.add_float32("test.f32", 1.5)
+    w.add_string("test.str", "hi")
+    w.add_array("test.arr", [1.0, 2.0, 3.0])
+    w.add_array("test.strs", ["a", "b"])
+    w.add_bool("test.bool", True)
+    w.add_int64("test.i64", -(2**40))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    return path
+
+
+def test_core_under_sanitizers(tmp_path: Path, metadata_file: Path) -> None:
+    program = tmp_path / "core_test"
+    libraries = Path(llama_cpp.__file__).parent / "lib"
+    ggml = next(p for p in (libraries / "libggml-base.so", libraries / "libggml-base.dylib") if p.exists())
+    compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
+    flags = [
+        "-std=c11",
+        "-g",
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+    ]
+    sources = [str(ROOT / "csrc" / name) for name in CORE]
+    here = str(Path(__file__).parent / "core_test.c")
+    subprocess.run(
+        [compiler, *flags, "-I", str(ROOT / "csrc"), here, *sources, "-o", str(program), "-lm", "-ldl", "-lpthread"],
+        check=True,
+    )
+    run = subprocess.run([program, ggml, metadata_file], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout == "0 failed\n"
+
+
+def test_layout_is_found_once_and_plausible() -> None:
+    at = layout()
+    assert layout() is at
+    assert at["op"] < at["op_params"] < at["src"] < at["name"]
+
+
+def test_metadata_as_python_values(metadata_file: Path) -> None:
+    fields = read_metadata(metadata_file)
+    assert fields["test.u32"] == 7
+    assert fields["test.f32"] == 1.5
+    assert fields["test.str"] == "hi"
+    assert fields["test.arr"] == [1.0, 2.0, 3.0]
+    assert fields["test.bool"] is True
+    assert fields["test.i64"] == -(2**40)
+    assert "test.strs" not in fields
+
+
+def test_init_names_what_is_missing() -> None:
+    with pytest.raises(RuntimeError, match="exports no ggml_init"):
+        _native.init({})
+
+
+@pytest.mark.parametrize("n", [0, 2_000_000])
+def test_hook_refuses_silly_sizes(n: int) -> None:
+    layout()
+    with pytest.raises(ValueError, match="n_layer"):
+        _native.Hook(n)
+
+
+def test_hook_refuses_rows_of_another_shape_or_type() -> None:
+    hook = Hook(3)
+    good = np.ones(3, np.float32)
+    for bad in (np.ones(2, np.float32), np.ones(3, np.float64), np.ones(6, np.float32)[::2]):
+        with pytest.raises((ValueError, BufferError)):
+            hook._hook.set_plan(bad, good, 0.0, 0)
+        with pytest.raises((ValueError, BufferError)):
+            hook._hook.set_plan(good, bad, 0.0, 0)
+    hook.set_plan(LayerScaling((1.0, 2.0, 3.0)).plan())
