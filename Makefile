@@ -40,6 +40,9 @@ $(VENV)/.python:
 	@command -v $(CC) >/dev/null || { echo "error: no C compiler; on Debian: apt install build-essential"; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else \
 	    f"error: Python 3.10 to 3.13 wanted, {sys.executable} is {v[0]}.{v[1]}; try make PYTHON=python3.12")'
+	@command -v $(CXX) >/dev/null || { echo "error: no C++ compiler; on Debian: apt install build-essential"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; h = sysconfig.get_path("include") + "/Python.h"; \
+	    sys.exit(None if os.path.exists(h) else f"error: {h} is missing; on Debian: apt install python3-dev")'
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "error: no venv module; on Debian: apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade 'pip>=24' 'setuptools>=77'

@@ -38,17 +38,17 @@ static bool hook_cb_eval(struct ggml_tensor * node, bool ask, void * user_data) 
         return false; // nearly every node: no lock
     }
     pthread_mutex_lock(&hook->lock);
-    uint32_t layer = 0;
-    switch (rope_plan_apply(hook->active ? &hook->plan : NULL, &layout, node, &layer)) {
+    uint32_t               layer  = 0;
+    enum rope_apply_result result = rope_plan_apply(hook->active ? &hook->plan : NULL, &layout, node, &layer);
+    if ((result == ROPE_APPLY_QK || result == ROPE_APPLY_SHIFT) && layer >= hook->plan.n_layer) {
+        result = ROPE_APPLY_UNRESOLVED; // without an active plan the core does not know how many layers there are
+    }
+    switch (result) {
         case ROPE_APPLY_QK:
-            if (layer < hook->plan.n_layer) {
-                hook->n_qk[layer]++;
-            }
+            hook->n_qk[layer]++;
             break;
         case ROPE_APPLY_SHIFT:
-            if (layer < hook->plan.n_layer) {
-                hook->n_shift[layer]++;
-            }
+            hook->n_shift[layer]++;
             break;
         case ROPE_APPLY_UNRESOLVED:
             if (hook->n_problem++ == 0) {

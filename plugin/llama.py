@@ -16,7 +16,7 @@ from llama_cpp import _internals
 from llama_cpp.llama_cache import BaseLlamaCache
 
 from ropebend.errors import RopebendError
-from ropebend.model import check_supported
+from ropebend.model import check_supported, chosen_scaling
 from ropebend.model_info import ModelInfo
 from ropebend.native import Hook
 from ropebend.scaling import LayerScaling
@@ -30,17 +30,23 @@ class _HookedContext(_internals.LlamaContext):  # type: ignore[misc]
     shift_pending = False
 
     def decode(self, batch: Any) -> None:
-        if self.shift_pending:
+        shifted, self.shift_pending = self.shift_pending, False
+        if shifted:
             self.hook.reset_counts()
-        super().decode(batch)
-        self.hook.check()
-        if self.shift_pending:
-            self.shift_pending = False
-            self.hook.check_shift(list(self.rope_layers))
+        try:
+            super().decode(batch)
+        finally:
+            self.hook.check()
+            if shifted:  # llama.cpp shifts before it looks for free cells: also where the decode fails
+                self.hook.check_shift(self.rope_layers)
 
     def kv_cache_seq_shift(self, seq_id: int, p0: int, p1: int, shift: int) -> None:
         super().kv_cache_seq_shift(seq_id, p0, p1, shift)
         self.shift_pending = True
+
+    def kv_cache_clear(self) -> None:
+        super().kv_cache_clear()
+        self.shift_pending = False
 
 
 class _PlanCache(BaseLlamaCache):  # type: ignore[misc]
@@ -87,8 +93,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._info = ModelInfo.read(self.model_path)
         self._hook = Hook(self._info.n_layer)
+        if self.model_params.vocab_only:  # nothing is ever computed
+            return
         self._rebuild_context()
-        self.set_scaling(self._info.scaling if scaling == "file" else scaling)  # type: ignore[arg-type]
+        self.set_scaling(chosen_scaling(scaling, self._info))
 
     def _rebuild_context(self) -> None:
         self._ctx: Any
@@ -101,10 +109,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._lora_adapter)
             if llama_cpp.llama_set_adapters_lora(ctx.ctx, adapters, 1, (ctypes.c_float * 1)(self.lora_scale)):
                 raise RopebendError(f"{self.lora_path}: llama.cpp cannot apply this LoRA adapter")
-        # Proves that every rope node has a layer. After the LoRA setter it also puts the callback back in place,
+        # Finds out whether every rope node has a layer. After the LoRA setter it also puts the callback back in place,
         # which llama.cpp would otherwise do only after a pending K-shift.
-        self._hook.reset_counts()
-        self._hook.set_plan(LayerScaling.uniform(1.0, self._info.n_layer).plan())
         self._batch.set_batch(batch=[max(self.token_bos(), 0)], n_past=0, logits_all=False)
         ctx.decode(self._batch)
         ctx.rope_layers = [i for i, n in enumerate(self._hook.qk_nodes()) if n > 0]
@@ -112,6 +118,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def set_scaling(self, scaling: LayerScaling | None) -> None:
         """Swap the scales (None: unscaled).  Forgets what was evaluated and every cached prompt of other scales."""
+        if self.model_params.vocab_only:
+            raise RopebendError(f"{self.model_path}: loaded with vocab_only, there is nothing to scale")
         if scaling is not None:
             check_supported(self._info, scaling)
             if not self._ctx.rope_layers:
@@ -120,6 +128,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         plan = scaling.plan(self._n_ctx) if scaling is not None else None
         self._hook.set_plan(plan)
         self.scaling = scaling
+        self._hook.check()  # what earlier decodes met under no plan counts now
         self._plan_hash = plan.hash if plan is not None else "0"
         self.reset()
         self._ctx.kv_cache_clear()

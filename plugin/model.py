@@ -215,7 +215,7 @@ class Context:
         self.rope_layers: list[int] = []
         try:
             if self.hook is not None:
-                self.set_scaling(info.scaling if scaling == "file" else scaling)  # type: ignore[arg-type]
+                self.set_scaling(chosen_scaling(scaling, info))
                 self._warm_up()
         except BaseException:
             self.close()
@@ -257,6 +257,7 @@ class Context:
         self.hook.set_plan(plan)
         self.scaling, self.plan = scaling, plan
         self.clear()
+        self.hook.check()  # what earlier decodes met under no plan counts now
 
     def _warm_up(self) -> None:
         assert self.hook is not None
@@ -275,17 +276,17 @@ class Context:
     def run(self, batch: Batch, n: int) -> None:
         """``llama_decode`` of the first `n` tokens of `batch`.  Raises RopebendError if it fails."""
         batch.struct.n_tokens = n
-        if self.hook is not None and self._shift_pending:
+        shifted, self._shift_pending = self._shift_pending, False
+        if self.hook is not None and shifted:
             self.hook.reset_counts()
         status = lib.llama_decode(self._ctx, batch.struct)
+        if self.hook is not None:
+            self.hook.check()
+            if shifted:  # llama.cpp shifts before it looks for free cells: also where the decode fails
+                self.hook.check_shift(self.rope_layers)
         if status != 0:
             reason = {1: f"no free KV cells for {n} tokens in a cache of {self.n_ctx}", 2: "aborted"}
             raise RopebendError(f"llama_decode: {reason.get(status, f'failed with status {status}')}")
-        if self.hook is not None:
-            self.hook.check()
-            if self._shift_pending:
-                self._shift_pending = False
-                self.hook.check_shift(self.rope_layers)
 
     def decode(self, tokens: Sequence[int], pos: int, seq: int = 0, *, all_logits: bool = False) -> None:
         """Append `tokens` to a sequence from position `pos`, in chunks of n_batch; logits of the last one (or all).
@@ -346,6 +347,17 @@ class Context:
             raise RopebendError("models with M-RoPE cannot be shifted")
         lib.llama_memory_seq_add(self._memory, seq, p0, p1, delta)
         self._shift_pending = True
+
+
+def chosen_scaling(scaling: LayerScaling | str | None, info: ModelInfo) -> LayerScaling | None:
+    """Resolve the `scaling` argument of `Context` and `Llama`: "file" is what the GGUF carries."""
+    if scaling == "file":
+        return info.scaling
+    if scaling is not None and not isinstance(scaling, LayerScaling):
+        raise RopebendError(
+            f'scaling: expected "file", None or a LayerScaling, got {scaling!r}; for a factors file: LayerScaling.load(path)'
+        )
+    return scaling
 
 
 def available_threads() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Hook:
         layout()
         self._hook = _native.Hook(n_layer)
         self.n_layer = n_layer
+        self.active = False
 
     def install(self, params: Any) -> None:
         """Set cb_eval and its user data in a ``llama_context_params``."""
@@ -62,6 +63,7 @@ class Hook:
 
     def set_plan(self, plan: Plan | None) -> None:
         """Apply `plan` from the next decode on; None: leave llama.cpp's own values."""
+        self.active = plan is not None
         if plan is None:
             self._hook.clear_plan()
         else:
@@ -80,13 +82,18 @@ class Hook:
         return self._hook.n_shift
 
     def check(self) -> None:
-        """Raise RopebendError if a rope node was met that could not be patched."""
-        if self._hook.problem is not None:
+        """Raise RopebendError if a rope node was met that could not be patched while a plan was set."""
+        if self.active and self._hook.problem is not None:
             raise RopebendError(f"{self._hook.problem}; its scale cannot be applied, so this model is refused")
 
-    def check_shift(self, rope_layers: list[int]) -> None:
-        """Raise RopebendError unless every rope layer saw exactly one shift node since `reset_counts`."""
+    def check_shift(self, rope_layers: Sequence[int]) -> None:
+        """Raise RopebendError unless every rope layer saw exactly one shift node since `reset_counts`.
+
+        No node at all is right, too: then there was nothing to shift.
+        """
         seen = self.shift_nodes()
+        if not any(seen):
+            return
         wrong = [layer for layer in rope_layers if seen[layer] != 1]
         if wrong:
             raise RopebendError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -45,6 +46,9 @@ def _version(
 
 def main() -> None:
     """Entry point.  Exit codes: 0 done, 1 failed, 2 the call cannot be right, 130 stopped by Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shall not end a command
     try:
         app()
     except KeyboardInterrupt:

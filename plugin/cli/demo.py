@@ -106,5 +106,9 @@ def _wait_for_url(log: IO[str]) -> str:
 def _complete(url: str, prompt: str) -> str:
     body = json.dumps({"prompt": prompt, "max_tokens": 40, "temperature": 0}).encode()
     request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as reply:
-        return str(json.load(reply)["choices"][0]["text"])
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy knows nothing of our loopback
+    try:
+        with direct.open(request, timeout=60) as reply:
+            return str(json.load(reply)["choices"][0]["text"])
+    except OSError as e:
+        raise RopebendError(f"{url}: {e}") from None

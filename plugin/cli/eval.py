@@ -47,7 +47,7 @@ def eval_command(
     from ropebend.files import write_json
     from ropebend.model import Model, scaling_for
 
-    items = o.kv_samples(data, keys, samples, seed)
+    items = o.kv_samples(data, keys, samples, seed, "eval")
     console = Console(stderr=True)
     with Model(model, n_gpu_layers=n_gpu_layers) as loaded:
         chosen = scaling_for(loaded.info, factors) if scaling else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ropebend.errors import UsageError
+from ropebend.errors import RopebendError, UsageError
 
 if TYPE_CHECKING:
     from ropebend.tasks.kv import Sample
@@ -37,6 +38,15 @@ GpuLayers = Annotated[int, typer.Option("--n-gpu-layers", "-ngl", help="Layers t
 FlashAttn = Annotated[bool, typer.Option("--flash-attn/--no-flash-attn", help="Use flash attention.")]
 
 
+def check_writable(path: Path) -> None:
+    """Raise RopebendError now if the result could not be written after hours of work."""
+    folder = path.parent if path.parent.exists() else next(p for p in path.absolute().parents if p.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise RopebendError(
+            f"{path}: cannot be written: {'it is a folder' if path.is_dir() else f'{folder} is read-only'}"
+        )
+
+
 def check_task(task: str, protocol: str) -> None:
     """Raise UsageError for a task or protocol that does not exist."""
     from ropebend.tasks import kv
@@ -58,8 +68,11 @@ def numbers(text: str, option: str, low: float = 0.0, high: float = float("inf")
     return values
 
 
-def kv_samples(data: Path | None, keys: int, n: int, seed: int) -> list[Sample]:
-    """n samples, from the file if one is given, else generated."""
+def kv_samples(data: Path | None, keys: int, n: int, seed: int, stream: str) -> list[Sample]:
+    """n samples, from the file if one is given, else generated.
+
+    stream: "search" or "eval"; the same seed gives them different items, so that what was searched on is not judged on.
+    """
     from ropebend.tasks import kv
 
-    return kv.read_published(data, n) if data is not None else kv.generate(keys, n, seed)
+    return kv.read_published(data, n) if data is not None else kv.generate(keys, n, f"{stream}-{seed}")

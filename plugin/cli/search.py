@@ -67,12 +67,14 @@ def search_command(
         protocol=protocol, budget=budget, seed=seed, population=population, rope=RopeMethod(method, factor),
         n_threads=threads, n_batch=batch_size, flash_attn=flash_attn,
     )  # fmt: skip
-    items = o.kv_samples(data, keys, samples + validation_samples + test_samples, seed)
+    items = o.kv_samples(data, keys, samples + validation_samples + test_samples, seed, "search")
+    o.check_writable(output)
     with Model(model, n_gpu_layers=n_gpu_layers) as loaded:
-        outcome = search_with_progress(loaded, items, settings, {"name": task, "keys": len(items[0].pairs)})
-        title = f"{loaded.info.name}: {len(items[0].pairs)} pairs, up to {outcome.n_tokens} tokens"
-        print_outcome(outcome, f"{title} (trained at {loaded.info.n_ctx_train})")
+        described = {"name": task, "keys": len(items[0].pairs), "data": str(data) if data else None}
+        outcome = search_with_progress(loaded, items, settings, described)
     write_json(output, outcome.layers.to_json())
+    title = f"{loaded.info.name}: {len(items[0].pairs)} pairs, up to {outcome.n_tokens} tokens"
+    print_outcome(outcome, f"{title} (trained at {loaded.info.n_ctx_train})")
     print(f"\nwrote {output}")
     if plot is not None and outcome.tests is not None:
         draw(outcome, plot, title)

@@ -22,7 +22,7 @@ from ropebend.bezier import layer_scales
 from ropebend.errors import RopebendError
 
 # Scales are rounded to 0.01 (LongRoPE's grid), and a rounded set of scales is measured only once.
-Y_RANGE = (-3.0, 6.0)  # wider than the scales: flat-then-rising profiles need y under the floor of 1
+MAX_SCALE = 6.0
 N_GENE = 6  # y0, x1, y1, x2, y2, y3
 
 
@@ -56,6 +56,8 @@ class GeneticSearch:
     population       survivors kept and offspring made per generation
     elites           best survivors that are always kept and breed most
     uniform_scales   the uniform scales that are tried first
+    max_scale        upper bound of scales and of y; y reaches down to -max_scale / 2, because profiles that are flat
+                     and then rise need y under the floor of 1 (much wider ranges get lost on plateaus)
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class GeneticSearch:
         population: int = 16,
         elites: int = 4,
         uniform_scales: Sequence[float] = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0),
-        max_scale: float = Y_RANGE[1],
+        max_scale: float = MAX_SCALE,
     ):
         if population < 2 or not 1 <= elites <= population:
             raise RopebendError(
@@ -148,8 +150,9 @@ class GeneticSearch:
 
     def _bounded(self, genome: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         last = self.n_layer - 1
-        low = np.array([Y_RANGE[0], 0, Y_RANGE[0], 0, Y_RANGE[0], Y_RANGE[0]])
-        high = np.array([Y_RANGE[1], last, Y_RANGE[1], last, Y_RANGE[1], Y_RANGE[1]])
+        bottom, top = -self.max_scale / 2, self.max_scale
+        low = np.array([bottom, 0, bottom, 0, bottom, bottom])
+        high = np.array([top, last, top, last, top, top])
         return np.clip(genome, low, high)
 
     def _bump(self, base: float, height: float, layer: int) -> npt.NDArray[np.float64]:
@@ -157,7 +160,7 @@ class GeneticSearch:
         last = max(self.n_layer - 1, 1)
         t0, c = layer / last, abs(height) * last * last
         sign = np.sign(height)
-        c = min(c, 4.0 + abs(height)) * sign  # steeper ones would leave the range of y
+        c = min(c, 2 / 3 * self.max_scale + abs(height)) * sign  # steeper ones would leave the range of y
         top = base + height
 
         def q(t: float) -> float:
@@ -170,10 +173,10 @@ class GeneticSearch:
             seeds = [(self._genome([1.0] * 4), "ones")]
             seeds += [(self._genome([s] * 4), f"uniform {s:g}") for s in self.uniform_scales]
             return seeds
-        # around the best uniform scale: ramps up and down, and one layer at a time above or below it
+        # around the best uniform scale: its neighbours, ramps up and down, one layer at a time above or below it
         base = self.best.scales[0]
         rise = max(base - 1.0, 0.5)
-        seeds = []
+        seeds = [(self._genome([base * k] * 4), f"uniform {base * k:g}") for k in (0.94, 0.97, 1.03, 1.06)]
         for low, high in ((1.0, base + rise), (base, base + rise), (1.0, base)):
             mid = [low + (high - low) * i / 3 for i in range(4)]
             seeds += [(self._genome(mid), "ramp up"), (self._genome(mid[::-1]), "ramp down")]
@@ -220,6 +223,6 @@ class GeneticSearch:
     def _newcomer(self) -> npt.NDArray[np.float64]:
         rng = self._rng
         last = self.n_layer - 1
-        y = rng.uniform(Y_RANGE[0] / 2, self.max_scale * 0.75, 4)
+        y = rng.uniform(-self.max_scale / 4, self.max_scale * 0.75, 4)
         x = np.sort(rng.uniform(0, last, 2))
         return self._bounded(np.array([y[0], x[0], y[1], x[1], y[2], y[3]]))

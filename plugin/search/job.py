@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ropebend.evaluate import DEPTHS, Evaluation, KVEvaluator, evaluate
-from ropebend.model import Model, check_supported
+from ropebend.model import Model, available_threads, check_supported
 from ropebend.scaling import NO_METHOD, LayerScaling, RopeMethod
-from ropebend.search.ga import GeneticSearch
+from ropebend.search.ga import MAX_SCALE, GeneticSearch
 from ropebend.search.run import Found, Progress, Split, depth_weights, search, uniform_grid
 from ropebend.stats import cluster_bootstrap
 from ropebend.tasks import kv
+
+MIN_TEST = 10  # JSON objects; a bootstrap over fewer says nothing
 
 
 @dataclass(frozen=True)
@@ -95,22 +97,27 @@ def run(
     ) as evaluator:
         if on_start is not None:
             on_start(evaluator)
+        grid = uniform_grid(evaluator.n_tokens / info.n_ctx_train / settings.rope.factor)
         ga = GeneticSearch(
             info.n_layer,
             seed=settings.seed,
             population=settings.population,
-            uniform_scales=uniform_grid(evaluator.n_tokens / info.n_ctx_train / settings.rope.factor),
+            uniform_scales=grid,
+            max_scale=max(MAX_SCALE, grid[-1]),
         )
         found = search(evaluator, ga, split, budget=settings.budget, base=base, weights=weights, progress=on_search)
         layers = replace(base, layer_scale=found.layers.scales, control_points=found.layers.candidate.control_points)
         uniform = replace(base, layer_scale=found.uniform.scales)
         tests = None
-        if not found.interrupted:
-            results = []
-            for name, scaling in (("unscaled", None), ("best uniform", uniform), ("layer scales", layers)):
-                tick = (lambda n, name=name: on_test(name, n)) if on_test is not None else None
-                results.append(evaluate(evaluator, split.test, scaling, full=True, progress=tick))
-            tests = (results[0], results[1], results[2])
+        try:
+            if not found.interrupted:
+                results = []
+                for name, scaling in (("unscaled", None), ("best uniform", uniform), ("layer scales", layers)):
+                    tick = (lambda n, name=name: on_test(name, n)) if on_test is not None else None
+                    results.append(evaluate(evaluator, split.test, scaling, full=True, progress=tick))
+                tests = (results[0], results[1], results[2])
+        except KeyboardInterrupt:
+            found = replace(found, interrupted=True)
         n_tokens = evaluator.n_tokens
     outcome = Outcome(layers, uniform, found, tests, n_tokens, time.monotonic() - started)
     return replace(outcome, layers=_with_provenance(outcome, model, settings, task))
@@ -132,13 +139,11 @@ def _with_provenance(outcome: Outcome, model: Model, settings: Settings, task: d
         scores["best_uniform"] = outcome.uniform.layer_scale[0]
     provenance = {
         "model": {"file": Path(model.info.path).name, "sha256": file_digest(model.info.path)},
-        "task": {**task, "protocol": settings.protocol, "depths": list(settings.depths)},
+        "task": task,
         "n_ctx": outcome.n_tokens,
-        "seed": settings.seed,
-        "budget": settings.budget,
+        "settings": {**asdict(settings), "n_threads": settings.n_threads or available_threads()},
         "evaluations": found.n_evaluated,
         "interrupted": found.interrupted,
-        "items": {"search": settings.n_search, "validation": settings.n_validation, "test": settings.n_test},
         "scores": scores,
         "versions": {
             "ropebend": ropebend.__version__,
@@ -165,6 +170,8 @@ def verdict(outcome: Outcome) -> str:
         return "The search was interrupted: these are the best scales so far, not judged on test items."
     mean, low, high = (100 * g for g in gain)
     figures = f"{mean:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"
+    if outcome.tests is not None and len(outcome.tests[0].correct) < MIN_TEST:
+        return f"Layer scales against the best uniform scale: {mean:+.1f} points, on too few test items to tell."
     if low > 0:
         return f"Layer scales beat the best uniform scale by {figures} on test items."
     if high < 0:

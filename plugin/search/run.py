@@ -127,7 +127,7 @@ def search(
                 ga.tell(values)  # also when interrupted: nothing measured is lost
             history.append(ga.best.fitness)
         finalists = ga.top(n_finalists)
-        uniforms = _uniform(ga)[: max(1, n_finalists // 2)]
+        uniforms = _uniform(ga)[:n_finalists]
         seen = {s.scales: replace(s, fitness=measure(s.candidate, split.validation)) for s in [*finalists, *uniforms]}
         layers = max((seen[s.scales] for s in finalists), key=lambda s: s.fitness)
         uniform = max((seen[s.scales] for s in uniforms), key=lambda s: s.fitness)

@@ -12,6 +12,7 @@ import gzip
 import json
 import random
 import uuid
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def contains(answer: str, value: str) -> bool:
     return value.lower() in answer.lower()
 
 
-def generate(n_pairs: int, n_samples: int, seed: int) -> list[Sample]:
+def generate(n_pairs: int, n_samples: int, seed: int | str) -> list[Sample]:
     """Samples of `n_pairs` uuid4 pairs.  Sample i depends on the seed and i alone, so a longer list starts alike."""
     out = []
     for i in range(n_samples):
@@ -100,7 +101,7 @@ def read_published(path: str | Path, n_samples: int | None = None) -> list[Sampl
                             f"{path}: line {number}: expected an object with ordered_kv_records "
                             f"[[key, value], …], key and value ({type(e).__name__}: {e})"
                         ) from None
-    except (OSError, EOFError, UnicodeDecodeError) as e:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e:
         raise RopebendError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
     if n_samples is not None and len(out) < n_samples:
         raise RopebendError(f"{path}: {n_samples} samples wanted, the file has {len(out)}")

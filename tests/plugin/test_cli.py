@@ -47,11 +47,12 @@ def test_search_writes_factors_that_the_other_commands_take(tmp_path: Path) -> N
     args += ["--budget", 14, "--seed", 3, "-t", 1]
     run = ropebend(*args, "-o", "factors.json", "--plot", "plot.png", cwd=tmp_path)
     assert "layer scales" in run.stdout
-    assert "on test items" in run.stdout
+    assert "on too few test items to tell" in run.stdout
     factors = json.loads((tmp_path / "factors.json").read_text())
     assert factors["block_count"] == len(factors["layer_scale"]) == 6
     assert factors["provenance"]["evaluations"] == 14
-    assert factors["provenance"]["items"] == {"search": 1, "validation": 1, "test": 2}
+    settings = factors["provenance"]["settings"]
+    assert [settings[f"n_{part}"] for part in ("search", "validation", "test", "threads")] == [1, 1, 2, 1]
     assert len(factors["provenance"]["model"]["sha256"]) == 64
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     ropebend(*args, "-o", "again.json", cwd=tmp_path)  # to the bit

@@ -53,7 +53,7 @@ def test_the_second_generation_goes_out_from_the_best_uniform_scale() -> None:
     ga = GeneticSearch(6, uniform_scales=(1.5, 2.0, 3.0))
     ga.tell([bowl([2.0] * 6)(c) for c in ga.ask()])
     origins = {c.origin.split()[0] for c in ga.ask()}
-    assert {"ramp", "bump", "dip"} <= origins
+    assert {"uniform", "ramp", "bump", "dip"} <= origins
 
 
 def test_scales_and_genes_stay_in_bounds() -> None:

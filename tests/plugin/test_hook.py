@@ -230,3 +230,31 @@ def test_counts_tell_which_layers_were_touched(plain: Model) -> None:
 def test_decode_errors_say_what_is_full(plain: Model) -> None:
     with open_context(plain, n_ctx=256) as context, pytest.raises(RopebendError, match="no free KV cells"):
         context.decode([1] * 300, 0)
+
+
+def test_an_unscaled_model_runs_although_a_node_has_no_layer(plain_path: Path) -> None:
+    with Model(plain_path) as model:
+        model.info = dataclasses.replace(model.info, n_layer=2)
+        with open_context(model, scaling=None) as context:
+            context.decode(TOKENS, 0)  # nothing to patch, nothing to refuse
+            with pytest.raises(RopebendError, match=r"rope node '[QK]cur-2' belongs to no layer"):
+                context.set_scaling(uniform(2.0, model))
+
+
+def test_a_shift_without_effect_is_no_failure(plain: Model) -> None:
+    with open_context(plain, scaling=uniform(2.0, plain), n_ctx=256) as context:
+        context.decode(TOKENS, 0)
+        context.seq_add(0, 8, -1, 0)
+        context.seq_add(0, 100, 200, -5)
+        context.decode([7], len(TOKENS))
+        context.seq_add(0, 8, -1, 2)
+        with pytest.raises(RopebendError, match="no free KV cells"):  # the shift is done, the decode is not
+            context.decode([1] * 300, len(TOKENS) + 3)
+        context.clear()
+        context.decode(TOKENS, 0)
+
+
+@pytest.mark.parametrize("value", ["factors.json", 2.0, [1.0, 2.0, 3.0]])
+def test_scaling_of_another_type_is_named(plain: Model, value: Any) -> None:
+    with pytest.raises(RopebendError, match='scaling: expected "file", None or a LayerScaling'):
+        open_context(plain, scaling=value)

@@ -77,6 +77,11 @@ def test_bad_lines_are_named(tmp_path: Path, line: str) -> None:
 def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(RopebendError, match="No such file"):
         kv.read_published(tmp_path / "none.jsonl")
+    damaged = bytearray(gzip.compress(bytes(range(256)) * 20))
+    damaged[30:40] = bytes(10)
+    (tmp_path / "damaged.jsonl.gz").write_bytes(damaged)
+    with pytest.raises(RopebendError, match=r"damaged\.jsonl\.gz"):
+        kv.read_published(tmp_path / "damaged.jsonl.gz")
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b"x" * 1000)[:20])
     with pytest.raises(RopebendError, match=r"cut\.jsonl\.gz"):
         kv.read_published(tmp_path / "cut.jsonl.gz")

@@ -85,3 +85,19 @@ def test_pickling_keeps_the_scales(llm: Llama, expected: dict[float, str]) -> No
 def test_scales_that_do_not_fit_are_refused(plain_path: Path) -> None:
     with pytest.raises(RopebendError, match="expected 3 scales"):
         Llama(str(plain_path), scaling=LayerScaling((1.0,)), **OPTIONS)
+
+
+def test_vocab_only_needs_no_context(plain_path: Path) -> None:
+    llm = Llama(str(plain_path), vocab_only=True, **OPTIONS)
+    assert llm.tokenize(b"ab", add_bos=False) == [98, 99]
+    with pytest.raises(RopebendError, match="vocab_only"):
+        llm.set_scaling(HALF)
+    llm.close()
+
+
+def test_a_shift_that_was_cleared_is_forgotten(llm: Llama) -> None:
+    llm.set_scaling(HALF)
+    text(llm)
+    llm._ctx.kv_cache_seq_shift(0, 4, -1, 3)
+    llm.set_scaling(HALF)
+    text(llm)
