@@ -355,7 +355,8 @@ def chosen_scaling(scaling: LayerScaling | str | None, info: ModelInfo) -> Layer
         return info.scaling
     if scaling is not None and not isinstance(scaling, LayerScaling):
         raise RopebendError(
-            f'scaling: expected "file", None or a LayerScaling, got {scaling!r}; for a factors file: LayerScaling.load(path)'
+            f'scaling: expected "file", None or a LayerScaling, got {scaling!r}; '
+            "LayerScaling.load(path) reads a factors file"
         )
     return scaling
 

@@ -42,9 +42,8 @@ def check_writable(path: Path) -> None:
     """Raise RopebendError now if the result could not be written after hours of work."""
     folder = path.parent if path.parent.exists() else next(p for p in path.absolute().parents if p.exists())
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise RopebendError(
-            f"{path}: cannot be written: {'it is a folder' if path.is_dir() else f'{folder} is read-only'}"
-        )
+        reason = "it is a folder" if path.is_dir() else f"{folder} is read-only"
+        raise RopebendError(f"{path}: cannot be written: {reason}")
 
 
 def check_task(task: str, protocol: str) -> None:
