@@ -1,0 +1,1 @@
+"""`needle`, the small retrieval model: its GGUF, and how it was trained."""
