@@ -296,7 +296,10 @@ class LayerScaling:
         if self.extra:
             provenance[_EXTRA] = dict(self.extra)
         if provenance:
-            out[Keys.PROVENANCE] = json.dumps(provenance, ensure_ascii=False, sort_keys=True, allow_nan=False)
+            try:
+                out[Keys.PROVENANCE] = json.dumps(provenance, ensure_ascii=False, sort_keys=True, allow_nan=False)
+            except (TypeError, ValueError) as e:
+                raise RopebendError(f"{Keys.PROVENANCE}: expected what JSON can hold: {e}") from None
         return out
 
     # ---- native plan

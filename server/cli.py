@@ -172,8 +172,8 @@ def run(options: EngineOptions, host: str, port: int, api_keys: list[str], grace
         log_config=None,
         log_level="debug" if debug else "warning",
         access_log=debug,
-        # one second for the answers of the requests that `cut` ended
-        timeout_graceful_shutdown=math.ceil(grace) + 1,
+        # room for the answers of the requests that `cut` ended: they take milliseconds, but not on a busy machine
+        timeout_graceful_shutdown=math.ceil(grace) + 5,
     )
     server = _Server(config, engine, grace)
     logging.getLogger("uvicorn.error").addFilter(_is_no_cut)

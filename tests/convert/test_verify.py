@@ -12,7 +12,7 @@ from ropebend.convert.verify import verify
 from ropebend.errors import RopebendError
 from ropebend.scaling import Keys, LayerScaling
 
-SCALING = LayerScaling((1.0, 1.25, 4.0), "llama", provenance={"score": float("nan"), "task": "kv"})
+SCALING = LayerScaling((1.0, 1.25, 4.0), "llama", provenance={"task": "kv"})
 
 
 def write(model: Path, scaling: LayerScaling | None) -> tuple[Rewrite, Path]:

@@ -183,3 +183,8 @@ def test_scales_are_float32_everywhere() -> None:
     value = LayerScaling((1.1, 1.0000000001))
     assert value.layer_scale == (1.1, 1.0)
     assert value.plan().stretch.dtype == np.float32
+
+
+def test_provenance_that_json_cannot_hold_is_refused() -> None:
+    with pytest.raises(RopebendError, match=r"ropebend\.provenance: expected what JSON can hold"):
+        LayerScaling((1.0,), provenance={"score": float("nan")}).to_metadata()
