@@ -218,16 +218,18 @@ class Data:
             length = r.choice([192, 384])
             rows = [self.story(length) for _ in range(max(1, n_tokens // length))]
             return torch.tensor([t for t, _ in rows]), torch.tensor([w for _, w in rows]), False
-        low = 1 if r.random() < 0.4 else max(1, round(max_pairs * 0.75))
-        n = r.randint(low, max_pairs)
+        low = r.choice([1, 1, round(max_pairs * 0.75), max_pairs - 3, max_pairs - 3])
+        n = r.randint(max(1, low), max_pairs)
         lengths: list[tuple[int, int]] | int = n
         used = 24 + 34 * n
         if r.random() < 0.25 and n < MAX_PAIRS:
             lengths = [(r.randint(2, 12), r.randint(2, 12)) for _ in range(n)]
             used = 24 + sum(k + v + 2 for k, v in lengths)
         chat = r.random() < 0.2 and n < MAX_PAIRS
-        n_queries = max(1, min((N_CTX - used) // 45, r.choice([4, 8, 12])))
+        # One question per context is what users ask, and the first and the last pair are the hardest: see more of them.
+        n_queries = max(1, min((N_CTX - used) // 45, r.choice([1, 1, 2, 4, 8])))
         query = r.choices(range(n), k=n_queries)
+        query[0] = r.choice([0, n - 1, n - 1, query[0], query[0], query[0]])
         rows = [self.kv(lengths, query, chat)]
         rows += [self.kv(lengths, query, chat) for _ in range(max(1, n_tokens // len(rows[0][0])) - 1)]
         return torch.tensor([t for t, _ in rows]), torch.tensor([w for _, w in rows]), True

@@ -18,19 +18,19 @@ from ropebend.errors import RopebendError
 
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what the demo makes.")] = Path("demo"),
-    keys: o.Keys = 56,
-    budget: Annotated[int, typer.Option(min=20, help="Sets of scales to measure.")] = 160,
+    keys: o.Keys = 48,
+    budget: Annotated[int, typer.Option(min=20, help="Sets of scales to measure.")] = 120,
     seed: o.Seed = 1,
     threads: o.Threads = 0,
 ) -> None:
-    """Show on the bundled model what ropebend does, at twice the length the model was trained at."""
+    """Show on the bundled model what ropebend does, well beyond the length the model was trained at."""
     from ropebend.cli.search import draw, print_outcome, search_with_progress
     from ropebend.files import write_json
     from ropebend.model import Model
     from ropebend.search.job import Settings
     from ropebend.tasks import kv
 
-    settings = Settings(n_search=8, n_validation=24, n_test=60, budget=budget, seed=seed, n_threads=threads)
+    settings = Settings(n_search=6, n_validation=16, n_test=40, budget=budget, seed=seed, n_threads=threads)
     items = kv.generate(keys, settings.n_search + settings.n_validation + settings.n_test, seed)
     factors, scaled = out / "factors.json", out / "needle.ropebend.gguf"
     model = resources.files("ropebend.models.needle") / "needle-Q8_0.gguf"
