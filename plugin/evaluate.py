@@ -99,7 +99,6 @@ class KVEvaluator:
         )
         self.prefilled = 0  # prompt tokens computed so far, for reports
         self._batch = Batch(n_batch)
-        self._pieces: dict[int, str] = {}
         self.lead_in = self._find_lead_in()
 
     def close(self) -> None:

@@ -64,6 +64,7 @@ class Model:
         if not self._model:
             raise RopebendError(f"{path}: llama.cpp cannot load this model: {log[-1] if log else 'no reason given'}")
         self._vocab = lib.llama_model_get_vocab(self._model)
+        self._pieces: dict[tuple[int, bool], bytes] = {}
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
 
     def close(self) -> None:
@@ -122,12 +123,17 @@ class Model:
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes a token stands for; control tokens are empty unless `special`."""
+        known = self._pieces.get((token, special))
+        if known is not None:
+            return known
         n = 64
         for _ in range(2):
             buffer = ctypes.create_string_buffer(n)
             got = lib.llama_token_to_piece(self._vocab, token, buffer, n, 0, special)
             if got >= 0:
-                return buffer.raw[:got]
+                piece = buffer.raw[:got]
+                self._pieces[token, special] = piece
+                return piece
             n = -got
         raise RopebendError(f"token {token} has no piece")
 
