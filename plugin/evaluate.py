@@ -16,10 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import Self
 
 from ropebend.errors import RopebendError
-from ropebend.model import Batch, Context, Model
+from ropebend.model import Batch, Closing, Context, Model
 from ropebend.scaling import LayerScaling
 from ropebend.tasks import kv
 
@@ -60,7 +59,7 @@ class _Branch:
     done: bool = False
 
 
-class KVEvaluator:
+class KVEvaluator(Closing):
     """Runs key-value retrieval on one model, swapping scales without a new context.
 
     samples decide the context size; raises RopebendError if it cannot be made.
@@ -104,12 +103,6 @@ class KVEvaluator:
     def close(self) -> None:
         """Free the context."""
         self.context.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def set_scaling(self, scaling: LayerScaling | None) -> None:
         """Use these scales from now on."""

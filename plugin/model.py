@@ -49,7 +49,21 @@ def _backend_init() -> None:
     lib.llama_backend_init()
 
 
-class Model:
+class Closing:
+    """Lets `with` call close() at its end."""
+
+    def close(self) -> None:
+        """Free what is held."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Model(Closing):
     """Weights and vocabulary of a GGUF.  Several contexts may share one."""
 
     def __init__(self, path: str | Path, *, n_gpu_layers: int = 0, use_mmap: bool = True):
@@ -73,12 +87,6 @@ class Model:
             lib.llama_model_free(self._model)
             self._model = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     @property
     def handle(self) -> Any:
         """The ``llama_model *``."""
@@ -99,11 +107,6 @@ class Model:
     def eos_token(self) -> int:
         """Token id, -1 if the vocabulary has none."""
         return int(lib.llama_vocab_eos(self._vocab))
-
-    @property
-    def vocab(self) -> Any:
-        """The ``llama_vocab *``."""
-        return self._vocab
 
     def is_eog(self, token: int) -> bool:
         """True if this token ends the generation."""
@@ -163,7 +166,7 @@ class Batch:
         self.struct = b
 
 
-class Context:
+class Context(Closing):
     """A llama.cpp context whose rope nodes follow a `LayerScaling`.
 
     scaling: "file" (default) takes the scales the GGUF carries, None runs unscaled, or give a `LayerScaling`.
@@ -237,12 +240,6 @@ class Context:
         if self._ctx:
             lib.llama_free(self._ctx)
             self._ctx = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     @property
     def handle(self) -> Any:

@@ -130,10 +130,6 @@ class GeneticSearch:
         """The n best survivors, best first."""
         return [scored for _, scored in self._pool[:n]]
 
-    def mean_fitness(self) -> float:
-        """Mean over the survivors."""
-        return float(np.mean([scored.fitness for _, scored in self._pool[: self.population]]))
-
     # ---- genomes
 
     def _express(self, genome: npt.NDArray[np.float64], origin: str) -> Candidate:
