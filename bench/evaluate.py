@@ -1,70 +1,123 @@
 #!/usr/bin/env python3
-"""Queries per second of the fast evaluation / llama-cpp-python asked question by question, interleaved."""
+"""Queries per second of the fast evaluation / llama-cpp-python asked one by one, interleaved; and the bound."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import llama_cpp
 import numpy as np
 import typer
 
-from ropebend import Model
-from ropebend.evaluate import DEPTHS, KVEvaluator
-from ropebend.tasks import kv
+from ropebend import Context, Model
+from ropebend.evaluate import RetrievalEvaluator, Runtime
+from ropebend.evaluate.retrieval import MAX_ANSWER_TOKENS
+from ropebend.tasks.kv import KVRetrieval
+
+T = TypeVar("T")
+NEEDLE = resources.files("ropebend.models.needle") / "needle-Q8_0.gguf"
+
+
+def timed(work: Callable[[int], T], i: int) -> tuple[float, T]:
+    started = time.perf_counter()
+    result = work(i)
+    return time.perf_counter() - started, result
 
 
 def main(
     keys: Annotated[int, typer.Option(help="Key-value pairs per JSON object.")] = 56,
     samples: Annotated[int, typer.Option(help="JSON objects, each asked at 5 depths.")] = 6,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    model_path: Annotated[Path, typer.Option("--model", help="GGUF.")] = Path(str(NEEDLE)),
 ) -> None:
-    """Print the ratio against `Llama`, reset for each question and with its own prefix match."""
-    path = Path(str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf"))
-    items = kv.generate(keys, samples, seed=11)
-    with Model(path) as model, KVEvaluator(model, items, n_threads=threads) as evaluator:
+    """Print the ratios against `Llama`, reset for each question and with its own prefix match.
+
+    The bound of a ratio is what both roads must compute, priced alike: prompt tokens at the price of bare llama_decode
+    calls of the evaluator's batch size, answer tokens at that of single-token decodes.
+    """
+    task = KVRetrieval(keys=keys, seed=11)
+    runtime = Runtime(n_threads=threads)
+    with Model(model_path) as model, RetrievalEvaluator(model, task, samples, runtime) as ours:
         llm = llama_cpp.Llama(
-            str(path), n_ctx=evaluator.n_tokens, n_threads=threads, n_threads_batch=threads, verbose=False
+            str(model_path), n_ctx=ours.n_tokens, n_threads=threads, n_threads_batch=threads, verbose=False
         )
+        bare = Context(
+            model, n_ctx=ours.n_tokens, n_threads=threads, n_ubatch=runtime.n_ubatch, scaling=None, hooked=False
+        )
+        prompts = [[model.tokenize(q.prompt) for q in task.item(i).questions] for i in range(samples)]
+        n_answer = 0
 
-        def fast(sample: kv.Sample) -> list[bool]:
-            return [a.correct for a in evaluator.run(sample)]
-
-        def slow(sample: kv.Sample, reset: bool) -> list[bool]:
+        def slow(i: int, reset: bool) -> list[bool]:
+            nonlocal n_answer
             verdicts = []
-            for q in kv.questions(sample, DEPTHS):
+            for q in task.item(i).questions:
                 if reset:
                     llm.reset()
-                answer = llm(q.prompt, max_tokens=100, temperature=0)["choices"][0]["text"]
-                verdicts.append(kv.contains(answer, q.value))
+                reply = llm(q.prompt, max_tokens=MAX_ANSWER_TOKENS, temperature=0)
+                n_answer += reset * reply["usage"]["completion_tokens"]
+                verdicts.append(task.is_right(reply["choices"][0]["text"], q))
             return verdicts
 
-        roads = {
-            "ropebend": fast,
-            "Llama, reset": lambda s: slow(s, True),
-            "Llama, prefix match": lambda s: slow(s, False),
+        def prefill(i: int) -> None:
+            bare.clear()
+            bare.decode(prompts[i][0], 0)
+
+        def steps(i: int) -> None:
+            for j in range(20):
+                bare.decode([prompts[i][0][j]], len(prompts[i][0]) + j)
+
+        roads: dict[str, Callable[[int], list[bool]]] = {
+            "ropebend": lambda i: [a.correct for a in ours.run(i)],
+            "Llama, reset": lambda i: slow(i, True),
+            "Llama, prefix match": lambda i: slow(i, False),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in roads}
-        differ = 0
-        for i, sample in enumerate(items):
-            verdicts = {}
-            for name in list(roads)[i % 3 :] + list(roads)[: i % 3]:
-                started = time.perf_counter()
-                verdicts[name] = roads[name](sample)
-                seconds[name].append(time.perf_counter() - started)
-            differ += sum(a != b for a, b in zip(verdicts["ropebend"], verdicts["Llama, reset"], strict=True))
+        ours.run(0)
+        spent: dict[str, list[float]] = {name: [] for name in [*roads, "prefill", "steps", "search"]}
+        verdicts: dict[str, list[bool]] = {name: [] for name in roads}
+        computed = ours.n_computed
+        for i in range(samples):
+            names = list(roads)
+            for name in names[i % 3 :] + names[: i % 3]:
+                took, got = timed(roads[name], i)
+                spent[name].append(took)
+                verdicts[name] += got
+            spent["prefill"].append(timed(prefill, i)[0])
+            spent["steps"].append(timed(steps, i)[0])
+        computed = ours.n_computed - computed
+        for i in range(samples):
+            spent["search"].append(timed(lambda i: ours.run(i, full=False), i)[0])
+        bare.close()
         llm.close()
-    print(f"{keys} pairs, {samples} JSON objects x {len(DEPTHS)} depths, {threads} thread(s)")
-    for name, spent in seconds.items():
-        print(f"{name:20} {samples * len(DEPTHS) / sum(spent):7.2f} queries/s")
+
+    n_prompt = sum(len(p) for by_depth in prompts for p in by_depth)
+    per_prompt_token = sum(spent["prefill"]) / sum(len(by_depth[0]) for by_depth in prompts)
+    per_step = sum(spent["steps"]) / (20 * samples)
+    n_questions = samples * 5
+    print(f"{keys} pairs ({n_prompt / n_questions:.0f} tokens), {samples} JSON objects x 5 depths, {threads} thread(s)")
+    print(
+        f"answer tokens: {n_answer}; a prompt token costs {1e6 * per_prompt_token:.0f} us, a step {1e3 * per_step:.2f} ms"
+    )
+    must = {
+        "ropebend": (computed, n_answer),
+        "Llama, reset": (n_prompt, n_answer),
+        "Llama, prefix match": (computed, n_answer),
+    }
+    price = {name: tokens * per_prompt_token + n * per_step for name, (tokens, n) in must.items()}
+    for name in roads:
+        print(f"{name:20} {n_questions / sum(spent[name]):7.2f} queries/s; must compute {must[name][0]} prompt tokens")
     for name in list(roads)[1:]:
-        ratio = np.array(seconds[name]) / np.array(seconds["ropebend"])
+        ratio = np.array(spent[name]) / np.array(spent["ropebend"])
         low, middle, high = np.quantile(ratio, [0.25, 0.5, 0.75])
-        print(f"ropebend / {name}: {middle:.1f} (quartiles {low:.1f} to {high:.1f})")
-    print(f"verdicts that differ from Llama's: {differ} of {samples * len(DEPTHS)}")
+        bound = price[name] / price["ropebend"]
+        print(f"ropebend / {name}: {middle:.1f} (quartiles {low:.1f} to {high:.1f}); bound step by step {bound:.1f}")
+    rate = computed / sum(spent["search"]) * per_prompt_token
+    print(f"prompt tokens per second as in a search / bare llama_decode: {rate:.2f}")
+    differ = sum(a != b for a, b in zip(verdicts["ropebend"], verdicts["Llama, reset"], strict=True))
+    print(f"verdicts that differ from Llama's: {differ} of {n_questions}")
 
 
 if __name__ == "__main__":

@@ -108,6 +108,11 @@ class Model(Closing):
         """Token id, -1 if the vocabulary has none."""
         return int(lib.llama_vocab_eos(self._vocab))
 
+    @property
+    def adds_bos(self) -> bool:
+        """True if a prompt of this model starts with BOS."""
+        return bool(lib.llama_vocab_get_add_bos(self._vocab))
+
     def is_eog(self, token: int) -> bool:
         """True if this token ends the generation."""
         return bool(lib.llama_vocab_is_eog(self._vocab, token))
@@ -291,7 +296,9 @@ class Context(Closing):
             reason = {1: f"no free KV cells for {n} tokens in a cache of {self.n_ctx}", 2: "aborted"}
             raise RopebendError(f"llama_decode: {reason.get(status, f'failed with status {status}')}")
 
-    def decode(self, tokens: Sequence[int], pos: int, seq: int = 0, *, all_logits: bool = False) -> None:
+    def decode(
+        self, tokens: Sequence[int] | npt.NDArray[np.int32], pos: int, seq: int = 0, *, all_logits: bool = False
+    ) -> None:
         """Append `tokens` to a sequence from position `pos`, in chunks of n_batch; logits of the last one (or all).
 
         With all_logits the tokens must fit one batch.

@@ -1,50 +1,90 @@
-"""Pictures: accuracy by depth before and after, and the scales over depth."""
+"""Pictures, as PNG bytes: accuracy by depth, the scales over depth, the best score by generation."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ropebend.evaluate import Evaluation
-from ropebend.files import write_bytes
-from ropebend.scaling import LayerScaling
 from ropebend.stats import wilson
 
-COLOURS = ("#8a8a8a", "#2f7fc1", "#d1495b")
+if TYPE_CHECKING:
+    from ropebend.search.run import Found
+
+COLOURS = ("#8a8a8a", "#2f7fc1", "#5aa469", "#c7923e", "#8e6bbf", "#d1495b")
+N_RUNNERS_UP = 8
 
 
-def accuracy_and_scales(
-    path: str | Path, title: str, results: Sequence[tuple[str, Evaluation]], layers: LayerScaling, uniform: LayerScaling
-) -> None:
-    """Write a PNG: left accuracy by depth with 95 % intervals, right the scale of each layer."""
+def _png(title: str, width: float, draw: Callable[[Any], None]) -> bytes:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for (name, result), colour in zip(results, COLOURS, strict=True):
-        n = len(result.correct)
-        mean = result.correct.mean(axis=0)
-        low, high = np.array([wilson(int(c.sum()), n) for c in result.correct.T]).T
-        left.errorbar(
-            result.depths, 100 * mean, 100 * np.array([np.maximum(mean - low, 0), np.maximum(high - mean, 0)]),
-            label=f"{name} ({result.accuracy:.0%})", color=colour, marker="o", capsize=3,
-        )  # fmt: skip
-    left.set(xlabel="depth of the asked pair", ylabel="correct answers, %", ylim=(-3, 103), xticks=results[0][1].depths)
-    left.legend(loc="best", frameon=False)
-    depth = np.arange(layers.n_layer)
-    right.axhline(1.0, color=COLOURS[0], linewidth=1)
-    right.plot(depth, uniform.layer_scale, color=COLOURS[1], linestyle="--", label="best uniform")
-    right.plot(depth, layers.layer_scale, color=COLOURS[2], marker="o", label="layer scales")
-    right.set(xlabel="layer", ylabel="RoPE scale (2 halves freq_scale)")
-    right.xaxis.get_major_locator().set_params(integer=True)
-    right.legend(loc="best", frameon=False)
-    figure.suptitle(title)
+    figure, axes = plt.subplots(figsize=(width, 4.2), layout="constrained")
+    draw(axes)
+    figure.suptitle(title, fontsize=10)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=120)
     plt.close(figure)
-    write_bytes(path, data.getvalue())
+    return data.getvalue()
+
+
+def accuracy(title: str, results: Mapping[str, Evaluation]) -> bytes:
+    """Accuracy by depth with 95 % intervals; the last result in red."""
+
+    def draw(axes: Any) -> None:
+        for (name, result), colour in zip(results.items(), _colours(len(results)), strict=True):
+            n = len(result.value)
+            mean = result.value.mean(axis=0)
+            low, high = np.array([wilson(int(c.sum()), n) for c in result.value.T]).T
+            axes.errorbar(
+                result.depths, 100 * mean, 100 * np.array([np.maximum(mean - low, 0), np.maximum(high - mean, 0)]),
+                label=f"{name} ({result.mean:.0%})", color=colour, marker="o", capsize=3,
+            )  # fmt: skip
+        depths = next(iter(results.values())).depths
+        axes.set(xlabel="depth of the answer", ylabel="correct answers, %", ylim=(-3, 103), xticks=depths)
+        axes.legend(loc="best", frameon=False)
+
+    return _png(title, 7, draw)
+
+
+def scales(title: str, found: Mapping[str, Found], main: str) -> bytes:
+    """The scales of each winner by layer; of the main search the runners-up too."""
+
+    def draw(axes: Any) -> None:
+        axes.axhline(1.0, color=COLOURS[0], linewidth=1)
+        for (name, f), colour in zip(found.items(), _colours(len(found) + 1)[1:], strict=True):
+            depth = np.arange(len(f.best.candidate.scales))
+            if name == main:
+                for scored in f.ranked[1 : 1 + N_RUNNERS_UP]:
+                    axes.plot(depth, scored.candidate.scales, color=colour, linewidth=0.7, alpha=0.4)
+            style = {"marker": "o"} if name == main else {"linestyle": "--", "linewidth": 1.2}
+            axes.plot(depth, f.best.candidate.scales, color=colour, label=name, **style)
+        axes.set(xlabel="layer", ylabel="RoPE scale (2 halves freq_scale)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(loc="best", frameon=False)
+
+    return _png(title, 7, draw)
+
+
+def scores(title: str, found: Mapping[str, Found]) -> bytes:
+    """Best score after each generation, by evaluations."""
+
+    def draw(axes: Any) -> None:
+        for (name, f), colour in zip(found.items(), _colours(len(found) + 1)[1:], strict=True):
+            axes.plot(
+                [g.n_evaluated for g in f.history], [g.best for g in f.history], color=colour, label=name, marker="."
+            )
+        axes.set(xlabel="sets of scales measured", ylabel="best score on the screening items")
+        axes.legend(loc="best", frameon=False)
+
+    return _png(title, 7, draw)
+
+
+def _colours(n: int) -> list[str]:
+    """n colours, the last one always the red of the result, the first one the grey of the unscaled model."""
+    return [*COLOURS[: n - 1], COLOURS[-1]]

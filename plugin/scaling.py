@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ropebend.bezier import ControlPoints, layer_scales
 from ropebend.errors import RopebendError
+from ropebend.files import write_json
 
 FORMAT = "ropebend/1"
 MIN_SCALE, MAX_SCALE = 0.1, 1000.0
@@ -222,6 +223,10 @@ class LayerScaling:
         if self.provenance:
             out["provenance"] = dict(self.provenance)
         return {**out, **extra}
+
+    def save(self, path: str | Path) -> None:
+        """Write a factors file, whole or not at all.  Raises RopebendError naming the file."""
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> LayerScaling:

@@ -23,3 +23,16 @@ def cluster_bootstrap(per_cluster: npt.NDArray[np.float64], n_resamples: int = 1
     means = per_cluster[rng.integers(n, size=(n_resamples, n))].mean(axis=1)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
+
+
+def sign_flip_p(difference: npt.NDArray[np.float64], n_resamples: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p-value of a paired test (shape [n_items]): how often random signs give a mean as far from 0."""
+    rng = np.random.default_rng(seed)
+    observed = abs(difference.mean())
+    hits, left = 0, n_resamples
+    while left:
+        n = min(left, 1000)
+        signs = rng.choice([-1.0, 1.0], size=(n, len(difference)))
+        hits += int((np.abs((signs * difference).mean(axis=1)) >= observed - 1e-12).sum())
+        left -= n
+    return (hits + 1) / (n_resamples + 1)

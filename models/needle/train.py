@@ -226,10 +226,10 @@ class Data:
             lengths = [(r.randint(2, 12), r.randint(2, 12)) for _ in range(n)]
             used = 24 + sum(k + v + 2 for k, v in lengths)
         chat = r.random() < 0.2 and n < MAX_PAIRS
-        # One question per context is what users ask, and the first and the last pair are the hardest: see more of them.
+        # One question per context is what users ask, and the first and the last pair are the hardest: more of those.
         n_queries = max(1, min((N_CTX - used) // 45, r.choice([1, 1, 2, 4, 8])))
         query = r.choices(range(n), k=n_queries)
-        query[0] = r.choice([0, n - 1, n - 1, query[0], query[0], query[0]])
+        query[0] = r.choice([0, 0, n - 1, query[0], query[0], query[0]])
         rows = [self.kv(lengths, query, chat)]
         rows += [self.kv(lengths, query, chat) for _ in range(max(1, n_tokens // len(rows[0][0])) - 1)]
         return torch.tensor([t for t, _ in rows]), torch.tensor([w for _, w in rows]), True
@@ -316,7 +316,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--text", type=Path, required=True, help="plain text to mix in; stories separated by blank lines")
     p.add_argument("--out", type=Path, default=Path("needle-F32.gguf"), help="GGUF to write (default %(default)s)")
-    p.add_argument("--steps", type=int, default=4000, help="optimiser steps (default %(default)s)")
+    p.add_argument("--steps", type=int, default=10000, help="optimiser steps (default %(default)s)")
     p.add_argument("--tokens", type=int, default=4096, help="tokens per step (default %(default)s)")
     p.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (default %(default)s)")
     p.add_argument("--seed", type=int, default=1, help="seed of weights and samples (default %(default)s)")

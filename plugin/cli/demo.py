@@ -8,70 +8,67 @@ import sys
 import urllib.request
 from importlib import resources
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
 from ropebend.cli import options as o
 from ropebend.errors import RopebendError
+from ropebend.model import available_threads
+from ropebend.tasks.task import RetrievalTask
+
+if TYPE_CHECKING:
+    from ropebend.search.run import Outcome
 
 
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what the demo makes.")] = Path("demo"),
-    keys: o.Keys = 48,
+    keys: Annotated[int, typer.Option(min=1, help="Key-value pairs per JSON object.")] = 56,
     budget: Annotated[int, typer.Option(min=20, help="Sets of scales to measure.")] = 120,
     seed: o.Seed = 1,
     threads: o.Threads = 0,
 ) -> None:
     """Show on the bundled model what ropebend does, well beyond the length the model was trained at."""
-    from ropebend.cli.search import draw, print_outcome, search_with_progress
-    from ropebend.files import write_json
-    from ropebend.model import Model
-    from ropebend.search.job import Settings
-    from ropebend.tasks import kv
+    from ropebend.cli.search import print_outcome, search_with_progress
+    from ropebend.search import folder
+    from ropebend.search.spec import SearchSpec, TaskSpec
 
-    settings = Settings(n_search=6, n_validation=16, n_test=40, budget=budget, seed=seed, n_threads=threads)
-    items = kv.generate(keys, settings.n_search + settings.n_validation + settings.n_test, seed)
     factors, scaled = out / "factors.json", out / "needle.ropebend.gguf"
-    model = resources.files("ropebend.models.needle") / "needle-Q8_0.gguf"
-    with resources.as_file(model) as path:
-        with Model(path) as loaded:
-            print(
-                f"1. search: {loaded.info.name} was trained at {loaded.info.n_ctx_train} tokens, {keys} pairs need more"
-            )
-            outcome = search_with_progress(loaded, items, settings, {"name": "kv", "keys": keys})
-        title = f"needle, {keys} key-value pairs, up to {outcome.n_tokens} tokens (trained at 1,024)"
-        write_json(factors, outcome.layers.to_json())
+    with resources.as_file(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf") as path:
+        spec = SearchSpec(
+            model=str(path),
+            tasks=(TaskSpec(name="kv", options={"keys": keys, "seed": f"demo-{seed}"}),),
+            controls=("uniform",),
+            budget=str(budget),
+            finals=((12, 20),),
+            test=40,
+            seed=seed,
+            workers=available_threads(),
+            threads=threads,
+        )
+        print(f"1. search: needle was trained at 1,024 tokens, {keys} pairs need more")
+        outcome, _ = search_with_progress(out, folder.start(out, spec, force=True))
+        if outcome.interrupted:
+            raise KeyboardInterrupt
         print(f"\n2. write the scales into the GGUF: add_scales needle-Q8_0.gguf {factors}")
-        add = [
-            sys.executable,
-            "-m",
-            "ropebend.convert.add_scales",
-            str(path),
-            str(factors),
-            "-o",
-            str(scaled),
-            "--force",
-        ]
-        if subprocess.run(add, check=False).returncode != 0:
+        add = [sys.executable, "-m", "ropebend.convert.add_scales", path, factors, "-o", scaled, "--force"]
+        if subprocess.run([str(a) for a in add], check=False).returncode != 0:
             raise RopebendError(f"{scaled}: add_scales failed, see above")
     print(f"\n3. serve {scaled} and ask over HTTP")
-    n_right, n_asked = _ask_over_http(
-        scaled, [q for s in items[-4:] for q in kv.questions(s, settings.depths)], outcome
-    )
+    n_right, n_asked = _ask_over_http(scaled, outcome)
     print(f"   {n_right} of {n_asked} answers hold the right value\n")
-    print_outcome(outcome, title)
-    if outcome.tests is not None:
-        draw(outcome, out / "demo.png", title)
-        print(f"\npicture: {out / 'demo.png'}")
-    print(f"model:   {scaled}\n\nyour own model: ropebend search MODEL.gguf --keys 75 -o factors.json")
+    print_outcome(outcome)
+    print(f"\nreport:  {out / 'report.html'}\npicture: {out / 'accuracy.png'}, {out / 'scales.png'}")
+    print(f"model:   {scaled}\n\nyour own model: ropebend search MODEL.gguf --keys 75 -o search")
 
 
-def _ask_over_http(model: Path, questions: list[Any], outcome: Any) -> tuple[int, int]:
-    """Start a real server on the file, ask it, stop it: (right answers, questions)."""
-    from ropebend.tasks import kv
-
-    command = [sys.executable, "-m", "ropebend.cli", "serve", str(model), "--port", "0", "-c", str(outcome.n_tokens)]
+def _ask_over_http(model: Path, outcome: Outcome) -> tuple[int, int]:
+    """Start a real server on the file, ask it the last test items, stop it: (right answers, questions)."""
+    task = outcome.tasks[0]
+    assert isinstance(task, RetrievalTask)
+    end = outcome.spec.n_search + outcome.spec.test
+    questions = [q for i in range(end - 4, end) for q in task.item(i).questions]
+    command = [sys.executable, "-m", "ropebend.cli", "serve", str(model), "--port", "0", "-c", str(outcome.n_ctx)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stderr is not None
@@ -79,12 +76,11 @@ def _ask_over_http(model: Path, questions: list[Any], outcome: Any) -> tuple[int
             right = 0
             for i, q in enumerate(questions):
                 answer = _complete(url, q.prompt)
-                hit = kv.contains(answer, q.value)
+                hit = task.is_right(answer, q)
                 right += hit
                 if i < 3:
-                    print(
-                        f"   depth {q.depth:g}: {answer.strip()[:44]}  {'right' if hit else 'wrong, wanted ' + q.value}"
-                    )
+                    verdict = "right" if hit else f"wrong, wanted {q.answers[0]}"
+                    print(f"   depth {q.depth:g}: {answer.strip()[:44]}  {verdict}")
             return right, len(questions)
         finally:
             server.terminate()

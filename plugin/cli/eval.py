@@ -17,121 +17,128 @@ if TYPE_CHECKING:
 def eval_command(
     model: o.ModelPath,
     task: o.Task = "kv",
-    keys: o.Keys = 75,
+    keys: o.Keys = None,
+    length: o.Length = None,
+    documents: o.Documents = None,
     data: o.Data = None,
+    text: o.Text = None,
+    protocol: o.Protocol = None,
+    task_option: o.TaskOption = None,
     depths: o.Depths = "0,0.25,0.5,0.75,1",
-    samples: Annotated[int, typer.Option(min=1, help="JSON objects; each is asked once per depth.")] = 100,
-    protocol: o.Protocol = "shared",
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Items; each is asked once per depth.", show_default="100, or all")
+    ] = None,
     factors: o.Factors = None,
     scaling: Annotated[bool, typer.Option("--scaling/--no-scaling", help="Apply scales at all.")] = True,
     seed: o.Seed = 1,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="JSON to write (default: MODEL.kv-KEYS.json here).")
+        Path | None, typer.Option("--output", "-o", help="JSON to write (default: MODEL.TASK.json here).")
     ] = None,
     threads: o.Threads = 0,
     batch_size: o.BatchSize = 512,
+    ubatch_size: o.UbatchSize = 256,
     n_gpu_layers: o.GpuLayers = 0,
     flash_attn: o.FlashAttn = False,
 ) -> None:
-    """Measure key-value retrieval by depth: the published prompt and metric, without a token of wasted prefill."""
-    o.check_task(task, protocol)
+    """Measure retrieval by depth (published prompts and metrics, no token computed twice) or perplexity."""
     if factors is not None and not scaling:
         raise UsageError("--factors and --no-scaling contradict each other")
     at = o.numbers(depths, "--depths", 0, 1)
+    options = o.task_options(
+        task, seed=f"eval-{seed}", depths=at, extra=task_option, keys=keys, length=length, documents=documents,
+        data=data, text=text, protocol=protocol,
+    )  # fmt: skip
 
     from rich.console import Console
     from rich.progress import Progress
 
-    import ropebend
-    from ropebend.evaluate import KVEvaluator, evaluate
+    from ropebend.evaluate import Runtime, evaluate, open_evaluator
     from ropebend.files import write_json
     from ropebend.model import Model, scaling_for
+    from ropebend.search.folder import versions
+    from ropebend.tasks import make_task
 
-    items = o.kv_samples(data, keys, samples, seed, "eval")
+    measured = make_task(task, options)
+    runtime = Runtime(threads, n_gpu_layers, batch_size, ubatch_size, flash_attn)
     console = Console(stderr=True)
     with Model(model, n_gpu_layers=n_gpu_layers) as loaded:
         chosen = scaling_for(loaded.info, factors) if scaling else None
+        measured.prepare(loaded.tokenize)
+        n = samples if samples is not None else min(100, measured.n_items or 100)
         with (
-            KVEvaluator(
-                loaded,
-                items,
-                depths=at,
-                protocol=protocol,
-                n_threads=threads,
-                n_batch=batch_size,
-                flash_attn=flash_attn,
-            ) as evaluator,
+            open_evaluator(loaded, measured, n, runtime) as evaluator,
             Progress(console=console, disable=not console.is_terminal, transient=True) as bar,
         ):
-            job = bar.add_task(f"{len(items)} JSON objects", total=len(items))
-            result = evaluate(evaluator, items, chosen, progress=lambda n: bar.advance(job, n))
-            n_tokens, lead_in = evaluator.n_tokens, evaluator.lead_in
+            job = bar.add_task(f"{n} items", total=n)
+            result = evaluate(evaluator, chosen, range(n), progress=lambda k: bar.advance(job, k))
+            n_tokens, lead_in = evaluator.n_tokens, getattr(evaluator, "lead_in", None)
 
-    n_keys = len(items[0].pairs)
-    title = f"{loaded.info.name}: {n_keys} pairs, up to {n_tokens} tokens (trained at {loaded.info.n_ctx_train})"
+    config = measured.config()
     scales = "unscaled" if chosen is None else f"scales {min(chosen.layer_scale):g}–{max(chosen.layer_scale):g}"
-    print(f"{title}\n{protocol} protocol, {scales}, {len(items)} JSON objects\n")
-    print(accuracy_table([("accuracy", result)]))
-    out = output or Path(f"{model.stem}.kv-{n_keys}.json")
+    what = ", ".join(f"{k} {v}" for k, v in config.items() if k not in ("name", "depths", "seed") and v is not None)
+    print(f"{loaded.info.name}: {measured.name}, up to {n_tokens} tokens (trained at {loaded.info.n_ctx_train})")
+    print(f"{what}; {scales}; {n} items\n")
+    print(accuracy_table([("perplexity" if result.is_text else "accuracy", result)]))
+    out = output or Path(f"{model.stem}.{measured.name}.json")
     report: dict[str, Any] = {
         "format": "ropebend-eval/1",
         "model": str(model),
-        "task": {"name": task, "keys": n_keys, "protocol": protocol, "seed": seed, "data": str(data) if data else None},
+        "task": config,
         "n_ctx_train": loaded.info.n_ctx_train,
         "tokens": n_tokens,
         "lead_in": lead_in,
         "scaling": chosen.to_json() if chosen is not None else None,
         "versions": versions(),
-        "ropebend": ropebend.__version__,
         **evaluation_json(result),
     }
     write_json(out, report)
     print(f"\nwrote {out}")
 
 
-def versions() -> dict[str, str]:
-    """Versions that decide the figures."""
-    import llama_cpp
-    import numpy
-
-    import ropebend
-
-    return {"ropebend": ropebend.__version__, "llama_cpp_python": llama_cpp.__version__, "numpy": numpy.__version__}
-
-
 def accuracy_table(rows: list[tuple[str, Evaluation]]) -> str:
-    """One line per named result: accuracy per depth and mean, each with its 95 % interval."""
-    from ropebend.stats import cluster_bootstrap, wilson
+    """One line per named result: accuracy per depth and mean (or perplexity), each with its 95 % interval."""
+    from ropebend.search.verdict import figure
+    from ropebend.stats import wilson
 
-    depths = rows[0][1].depths
+    first = rows[0][1]
     width = max(len(name) for name, _ in rows) + 2
-    lines = ["depth".ljust(width) + "".join(f"{d:>16g}" for d in depths) + "mean".rjust(16)]
+    if first.is_text:
+        return "\n".join([f"{name.ljust(width)}{figure(result)}" for name, result in rows])
+    lines = ["depth".ljust(width) + "".join(f"{d:>16g}" for d in first.depths) + "mean".rjust(16)]
     for name, result in rows:
-        n = len(result.correct)
+        n = len(result.value)
         cells = []
-        for column in result.correct.T:
+        for column in result.value.T:
             low, high = wilson(int(column.sum()), n)
             cells.append(f"{column.mean():.0%} [{100 * low:.0f}–{100 * high:.0f}]".rjust(16))
-        low, high = cluster_bootstrap(result.correct.mean(axis=1))
-        cells.append(f"{result.accuracy:.1%} [{100 * low:.0f}–{100 * high:.0f}]".rjust(16))
-        lines.append(name.ljust(width) + "".join(cells))
-    lines.append("[a–b]: 95 % interval (per depth Wilson; mean: bootstrap over JSON objects)")
+        lines.append(name.ljust(width) + "".join(cells) + figure(result).rjust(16))
+    lines.append("[a–b]: 95 % interval (per depth Wilson; mean: bootstrap over items)")
     return "\n".join(lines)
 
 
 def evaluation_json(result: Evaluation) -> dict[str, Any]:
     """Figures and every verdict, for files."""
+    import numpy as np
+
     from ropebend.stats import cluster_bootstrap, wilson
 
-    n = len(result.correct)
+    n = len(result.value)
+    low, high = cluster_bootstrap(result.per_item)
+    if result.is_text:
+        return {
+            "samples": n,
+            "perplexity": float(np.exp(-result.mean)),
+            "perplexity_interval": [float(np.exp(-high)), float(np.exp(-low))],
+            "logprob": result.logprob[:, 0].tolist(),
+        }
     return {
         "samples": n,
         "depths": list(result.depths),
-        "accuracy": result.accuracy,
-        "accuracy_interval": list(cluster_bootstrap(result.correct.mean(axis=1))),
-        "accuracy_by_depth": result.correct.mean(axis=0).tolist(),
-        "accuracy_by_depth_interval": [list(wilson(int(c.sum()), n)) for c in result.correct.T],
-        "correct": result.correct.astype(int).tolist(),
+        "accuracy": result.mean,
+        "accuracy_interval": [low, high],
+        "accuracy_by_depth": result.value.mean(axis=0).tolist(),
+        "accuracy_by_depth_interval": [list(wilson(int(c.sum()), n)) for c in result.value.T],
+        "correct": result.value.astype(int).tolist(),
         "logprob": result.logprob.round(5).tolist(),
-        "answers": result.texts,
+        "answers": [list(row) for row in result.texts],
     }

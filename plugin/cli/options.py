@@ -4,37 +4,51 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ropebend.errors import RopebendError, UsageError
 
-if TYPE_CHECKING:
-    from ropebend.tasks.kv import Sample
-
 ModelPath = Annotated[Path, typer.Argument(help="GGUF model file.", show_default=False)]
 Factors = Annotated[
     Path | None, typer.Option("--factors", help="Use the scales of this factors.json instead of those in the GGUF.")
 ]
-Task = Annotated[str, typer.Option(help="What to measure: kv (key-value retrieval).")]
-Keys = Annotated[int, typer.Option(min=1, help="Key-value pairs per JSON object.")]
-Data = Annotated[
-    Path | None,
-    typer.Option("--data", help="Take samples from this file of the published format (.jsonl, .jsonl.gz)."),
-]
-Depths = Annotated[str, typer.Option(help="Depths of the asked pair: 0 is the first, 1 the last.")]
-Protocol = Annotated[
+Task = Annotated[
     str,
     typer.Option(
-        help="shared: ask for the pair that stands at each depth (one prefill per JSON); "
-        "published: move one pair to each depth, as in the paper's script."
+        help="kv (key-value retrieval), passkey, mdqa (multi-document question answering), perplexity, or a .py file."
+    ),
+]
+Keys = Annotated[int | None, typer.Option(min=1, help="kv: pairs per JSON object.", show_default="75")]
+Length = Annotated[int | None, typer.Option(min=8, help="passkey, perplexity: tokens per item.", show_default="4096")]
+Documents = Annotated[int | None, typer.Option(min=1, help="mdqa: documents per question.", show_default="20")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="kv, mdqa: file of the published format (.jsonl, .jsonl.gz).", show_default=False),
+]
+Text = Annotated[
+    Path | None, typer.Option("--text", help="perplexity, passkey: text file (plain or .gz).", show_default=False)
+]
+TaskOption = Annotated[
+    list[str] | None, typer.Option("--task-option", help="name=value for a task of your own; may be repeated.")
+]
+Depths = Annotated[str, typer.Option(help="Depths of the answer: 0 is first, 1 last.")]
+Protocol = Annotated[
+    str | None,
+    typer.Option(
+        help="kv. shared: ask for the pair that stands at each depth (one prefill per JSON); "
+        "published: move one pair to each depth, as in the paper's script.",
+        show_default="shared",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU threads (0: all this process may use).")]
+UbatchSize = Annotated[int, typer.Option("--ubatch-size", "-ub", min=16, help="Tokens per graph.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=32, help="Tokens per llama_decode call.")]
-GpuLayers = Annotated[int, typer.Option("--n-gpu-layers", "-ngl", help="Layers to put on the GPU (-1: all).")]
+GpuLayers = Annotated[
+    int, typer.Option("--n-gpu-layers", "--gpu-layers", "-ngl", help="Layers to put on the GPU (-1: all).")
+]
 FlashAttn = Annotated[bool, typer.Option("--flash-attn/--no-flash-attn", help="Use flash attention.")]
 
 
@@ -44,16 +58,6 @@ def check_writable(path: Path) -> None:
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         reason = "it is a folder" if path.is_dir() else f"{folder} is read-only"
         raise RopebendError(f"{path}: cannot be written: {reason}")
-
-
-def check_task(task: str, protocol: str) -> None:
-    """Raise UsageError for a task or protocol that does not exist."""
-    from ropebend.tasks import kv
-
-    if task != "kv":
-        raise UsageError(f"--task: expected kv, got {task!r}")
-    if protocol not in kv.PROTOCOLS:
-        raise UsageError(f"--protocol: expected one of {', '.join(kv.PROTOCOLS)}, got {protocol!r}")
 
 
 def numbers(text: str, option: str, low: float = 0.0, high: float = float("inf")) -> list[float]:
@@ -67,11 +71,24 @@ def numbers(text: str, option: str, low: float = 0.0, high: float = float("inf")
     return values
 
 
-def kv_samples(data: Path | None, keys: int, n: int, seed: int, stream: str) -> list[Sample]:
-    """n samples, from the file if one is given, else generated.
+def task_options(
+    task: str, *, seed: str, depths: list[float], extra: list[str] | None = None, **given: Any
+) -> dict[str, Any]:
+    """The options of a task from the flags that were given.  Raises UsageError for one that the task does not have."""
+    from ropebend.tasks import option_types
 
-    stream: "search" or "eval"; the same seed gives them different items, so that what was searched on is not judged on.
-    """
-    from ropebend.tasks import kv
-
-    return kv.read_published(data, n) if data is not None else kv.generate(keys, n, f"{stream}-{seed}")
+    known = option_types(task)
+    options = {k: str(v) if isinstance(v, Path) else v for k, v in given.items() if v is not None}
+    wrong = [k for k in options if known is not None and k not in known]
+    if wrong:
+        raise UsageError(f"--{wrong[0]}: task {task} has no such option")
+    if known is None or "seed" in known:
+        options["seed"] = seed
+    if known is None or "depths" in known:
+        options["depths"] = depths
+    for text in extra or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--task-option: expected name=value, got {text!r}")
+        options[name] = value
+    return options

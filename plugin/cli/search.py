@@ -11,144 +11,241 @@ from ropebend.cli import options as o
 from ropebend.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from ropebend.scaling import LayerScaling
+    from ropebend.search.run import Outcome
+    from ropebend.search.spec import SearchSpec
 
-    from ropebend.model import Model
-    from ropebend.search.job import Outcome, Settings
-    from ropebend.tasks.kv import Sample
+CONTROLS = "uniform,line,free,random"
 
 
 def search_command(
-    model: o.ModelPath,
+    model: Annotated[Path | None, typer.Argument(help="GGUF model file.", show_default=False)] = None,
     task: o.Task = "kv",
-    keys: o.Keys = 75,
+    keys: o.Keys = None,
+    length: o.Length = None,
+    documents: o.Documents = None,
     data: o.Data = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Factors file to write.")] = Path("factors.json"),
-    plot: Annotated[Path | None, typer.Option(help="Also write this PNG: accuracy by depth, and the scales.")] = None,
-    budget: Annotated[int, typer.Option(min=1, help="Sets of scales to measure.")] = 200,
-    samples: Annotated[int, typer.Option(min=1, help="JSON objects to search on.")] = 10,
-    validation_samples: Annotated[int, typer.Option(min=1, help="JSON objects to choose among the best on.")] = 24,
-    test_samples: Annotated[int, typer.Option(min=1, help="JSON objects to judge the result on.")] = 60,
-    depths: o.Depths = "0,0.25,0.5,0.75,1",
-    weights: Annotated[str | None, typer.Option(help="Weight of each depth in the score (default: all alike).")] = None,
-    protocol: o.Protocol = "shared",
+    text: o.Text = None,
+    protocol: o.Protocol = None,
+    task_option: o.TaskOption = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A second task in the objective: perplexity:text=FILE,length=1024,weight=0.5, or with keep=0.02 "
+            "instead of weight: what it may lose against the unscaled model. May be repeated."
+        ),
+    ] = None,
+    transfer: Annotated[
+        list[str] | None, typer.Option(help="Also judge on this task, without searching on it: passkey:length=2048 …")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to write.")] = Path("search"),
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the search in this run folder.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Start anew in a folder that holds a search.")] = False,
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="Evaluations (400), tokens (50Mtok) or time (20m), shared equally by the search and its controls."
+        ),
+    ] = "400",
     method: Annotated[
-        str, typer.Option(help="Extension method that the scales multiply: none, linear, ntk, dynamic-ntk or yarn.")
+        str,
+        typer.Option(help="Extension method that the scales multiply: none, linear (pi), ntk, dynamic-ntk or yarn."),
     ] = "none",
     factor: Annotated[float, typer.Option(min=1.0, help="The method's interpolation factor.")] = 1.0,
+    factor_range: Annotated[
+        str | None, typer.Option(help="LOW,HIGH: search the factor too, starting from --factor.", show_default=False)
+    ] = None,
+    genome: Annotated[str, typer.Option(help="What is searched: bezier, line, uniform or free.")] = "bezier",
+    optimiser: Annotated[str, typer.Option(help="ga, cma or random.")] = "ga",
+    controls: Annotated[str, typer.Option(help=f"Searches to compare with: {CONTROLS}, or none.")] = CONTROLS,
     population: Annotated[int, typer.Option(min=2, help="Sets of scales per generation.")] = 16,
+    screen: Annotated[int, typer.Option(min=1, help="Items on which every set of scales is measured.")] = 6,
+    finals: Annotated[
+        str, typer.Option(help="SETSxITEMS,…: so many of the best are measured on so many items, in turn.")
+    ] = "24x24",
+    test: Annotated[int, typer.Option(min=1, help="Items to judge the winners on, never seen in the search.")] = 100,
+    depths: o.Depths = "0,0.25,0.5,0.75,1",
+    weights: Annotated[str | None, typer.Option(help="Weight of each depth in the score (default: all alike).")] = None,
+    worst: Annotated[float, typer.Option(min=0, max=1, help="Weight of the worst depth beside the mean.")] = 0.2,
     seed: o.Seed = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the threads are shared out among them.")] = 1,
     threads: o.Threads = 0,
     batch_size: o.BatchSize = 512,
+    ubatch_size: o.UbatchSize = 256,
     n_gpu_layers: o.GpuLayers = 0,
     flash_attn: o.FlashAttn = False,
 ) -> None:
-    """Find per-layer scales with a genetic search over Bézier curves; Ctrl-C writes the best so far.
+    """Find per-layer scales; Ctrl-C writes the best so far, --resume goes on after a kill.
 
-    The best uniform scale is searched alongside, and both are judged on test items the search has never seen.
+    The best uniform scale and other controls are searched under the same rules, and all winners are judged on test
+    items the search has never seen.  The run folder gets factors.json, report.html and every measurement.
     """
-    o.check_task(task, protocol)
-    at = tuple(o.numbers(depths, "--depths", 0, 1))
-    depth_weights = tuple(o.numbers(weights, "--weights")) if weights is not None else None
-    if depth_weights is not None and (len(depth_weights) != len(at) or sum(depth_weights) == 0):
-        raise UsageError(f"--weights: expected one number per depth ({len(at)}), not all zero, got {weights!r}")
+    from ropebend.search import folder
 
-    from ropebend.files import write_json
-    from ropebend.model import Model
-    from ropebend.scaling import METHODS, RopeMethod
-    from ropebend.search.job import Settings
+    if (model is None) == (resume is None):
+        raise UsageError("expected a MODEL, or --resume FOLDER, and not both")
+    if resume is not None:
+        spec, changed = folder.resume(resume)
+        for line in changed:
+            typer.echo(f"warning: {line}; figures may differ in the last bits", err=True)
+        output = resume
+    else:
+        assert model is not None
+        at = o.numbers(depths, "--depths", 0, 1)
+        by_depth = o.numbers(weights, "--weights") if weights is not None else None
+        if by_depth is not None and (len(by_depth) != len(at) or sum(by_depth) == 0):
+            raise UsageError(f"--weights: expected one number per depth ({len(at)}), not all zero, got {weights!r}")
+        options = o.task_options(
+            task, seed=f"search-{seed}", depths=at, extra=task_option, keys=keys, length=length, documents=documents,
+            data=data, text=text, protocol=protocol,
+        )  # fmt: skip
+        spec = make_spec(
+            model=str(model), task=task, options=options, also=also, transfer=transfer, method=method, factor=factor,
+            factor_range=factor_range, genome=genome, optimiser=optimiser, controls=controls, budget=budget,
+            population=population, screen=screen, finals=finals, test=test, depth_weights=by_depth, worst=worst,
+            seed=seed, workers=workers, threads=threads, gpu_layers=n_gpu_layers, batch_size=batch_size,
+            ubatch_size=ubatch_size, flash_attn=flash_attn,
+        )  # fmt: skip
+        o.check_writable(output / "factors.json")
+        spec = folder.start(output, spec, force=force)
 
-    if method not in METHODS:
-        raise UsageError(f"--method: expected one of {', '.join(METHODS)}, got {method!r}")
-    if method == "none" and factor != 1.0:
-        raise UsageError("--factor needs a --method; linear is position interpolation")
-    settings = Settings(
-        n_search=samples, n_validation=validation_samples, n_test=test_samples, depths=at, weights=depth_weights,
-        protocol=protocol, budget=budget, seed=seed, population=population, rope=RopeMethod(method, factor),
-        n_threads=threads, n_batch=batch_size, flash_attn=flash_attn,
-    )  # fmt: skip
-    items = o.kv_samples(data, keys, samples + validation_samples + test_samples, seed, "search")
-    o.check_writable(output)
-    with Model(model, n_gpu_layers=n_gpu_layers) as loaded:
-        described = {"name": task, "keys": len(items[0].pairs), "data": str(data) if data else None}
-        outcome = search_with_progress(loaded, items, settings, described)
-    write_json(output, outcome.layers.to_json())
-    title = f"{loaded.info.name}: {len(items[0].pairs)} pairs, up to {outcome.n_tokens} tokens"
-    print_outcome(outcome, f"{title} (trained at {loaded.info.n_ctx_train})")
-    print(f"\nwrote {output}")
-    if plot is not None and outcome.tests is not None:
-        draw(outcome, plot, title)
-        print(f"wrote {plot}")
-    print(f"next: ropebend add-scales {model} {output}")
-    if outcome.found.interrupted:
+    outcome, _ = search_with_progress(output, spec)
+    print_outcome(outcome)
+    print(f"\nwrote {output / 'factors.json'}" + (f" and {output / 'report.html'}" if outcome.tests else ""))
+    if outcome.interrupted:
+        print(f"go on:  ropebend search --resume {output}")
+    print(f"next:   ropebend add-scales {Path(spec.model)} {output / 'factors.json'}")
+    if outcome.interrupted:
         raise typer.Exit(130)
 
 
-def search_with_progress(model: Model, items: Sequence[Sample], settings: Settings, task: dict[str, Any]) -> Outcome:
-    """Run a search with a progress line: best and mean fitness, evaluations, time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def make_spec(
+    *, task: str, options: dict[str, Any], also: list[str] | None, transfer: list[str] | None, method: str,
+    factor: float, factor_range: str | None, genome: str, optimiser: str, controls: str, finals: str, **rest: Any,
+) -> SearchSpec:  # fmt: skip
+    """Read what the flags say.  Raises UsageError naming the flag."""
+    from ropebend.scaling import METHODS
+    from ropebend.search.budget import Budget
+    from ropebend.search.optimisers import OPTIMISERS
+    from ropebend.search.space import SPACES
+    from ropebend.search.spec import SearchSpec, TaskSpec
 
-    from ropebend.evaluate import KVEvaluator
-    from ropebend.search import job
-    from ropebend.search.run import Progress as State
+    method = {"pi": "linear"}.get(method, method)
+    names = tuple(filter(None, controls.split(","))) if controls != "none" else ()
+    for flag, value, allowed in (
+        ("method", method, METHODS), ("genome", genome, SPACES), ("optimiser", optimiser, OPTIMISERS),
+        *(("controls", c, CONTROLS.split(",")) for c in names),
+    ):  # fmt: skip
+        if value not in allowed:
+            raise UsageError(f"--{flag}: expected one of {', '.join(allowed)}, got {value!r}")
+    if method == "none" and (factor != 1.0 or factor_range):
+        raise UsageError("--factor needs a --method; linear is position interpolation")
+    low_high = tuple(o.numbers(factor_range, "--factor-range", 1.0)) if factor_range else None
+    if low_high is not None and not (len(low_high) == 2 and low_high[0] <= factor <= low_high[1]):
+        raise UsageError(f"--factor-range: expected LOW,HIGH around --factor {factor:g}, got {factor_range!r}")
+    try:
+        stages = tuple((int(a), int(b)) for a, b in (part.split("x") for part in finals.split(",")))
+        if not all(a >= 1 and b >= 1 for a, b in stages):
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"--finals: expected SETSxITEMS such as 24x24 or 32x32,4x100, got {finals!r}") from None
+    Budget.parse(rest["budget"])
+    tasks = [TaskSpec(name=task, options=options), *map(TaskSpec.parse, also or [])]
+    others = [*map(TaskSpec.parse, transfer or [])]
+    return SearchSpec(
+        tasks=tuple(tasks), transfer=tuple(others), method=method, factor=factor, factor_range=low_high,
+        genome=genome, optimiser=optimiser, controls=names, finals=stages, **rest,
+    )  # fmt: skip
+
+
+def search_with_progress(folder: Path, spec: SearchSpec) -> tuple[Outcome, LayerScaling]:
+    """Run a search in its folder with a live view: best and mean score, evaluations, time left."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from ropebend.search.folder import run_in
+    from ropebend.search.run import Cost, Generation, Listener
 
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
+        TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        searching = bar.add_task("search", total=settings.budget, note="")
-        tests: dict[str, Any] = {}
-        generation = 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
 
-        def on_start(evaluator: KVEvaluator) -> None:
-            n_prefill = settings.n_search * evaluator.n_tokens
-            console.print(
-                f"{settings.budget} evaluations of {settings.n_search} JSON objects at {len(settings.depths)} depths, "
-                f"about {n_prefill:,} tokens each; Ctrl-C keeps the best so far"
-            )
+        class Live(Listener):
+            def __init__(self) -> None:
+                self.bars: dict[str, Any] = {}
+                self.best: dict[str, list[float]] = {}
 
-        def on_search(state: State) -> None:
-            nonlocal generation
-            note = f"best {state.best:.3f}  mean {state.mean:.3f}  generation {state.generation}"
-            bar.update(searching, completed=state.n_evaluated, note=note)
-            if state.generation != generation:
-                generation = state.generation
+            def started(self, cost: Cost) -> None:
+                names = ", ".join(name for name, *_ in spec.searches())
+                console.print(f"searches: {names}; budget {spec.budget}; sequences of up to {cost.context} tokens")
+                if cost.n_tokens == 0:
+                    console.print("going on from what was measured before; Ctrl-C keeps the best so far")
+                elif cost.n_items is not None:
+                    console.print(
+                        f"at most {cost.n_tokens * cost.n_items / 1e6:,.1f} M prompt tokens, about "
+                        f"{cost.seconds * cost.n_items / 60:.0f} minutes; Ctrl-C keeps the best so far"
+                    )
+                else:
+                    console.print(
+                        f"{cost.n_tokens / cost.seconds:,.0f} prompt tokens per second; Ctrl-C keeps the best so far"
+                    )
+
+            def stage(self, stage: str, n_items: int) -> None:
+                self.bars[stage] = bar.add_task(stage, total=n_items or None, note="")
+
+            def items(self, stage: str, n: int) -> None:
+                bar.advance(self.bars[stage], n)
+
+            def generation(self, state: Generation) -> None:
+                best = self.best.setdefault(state.search, [])
+                best.append(state.best)
+                note = f"{_sparkline(best)} best {state.best:.3f}  mean {state.mean:.3f}  {state.n_evaluated} sets"
+                bar.update(self.bars[state.search], note=note)
                 if not console.is_terminal:
-                    console.print(f"generation {generation}: {state.n_evaluated} evaluations, best {state.best:.3f}")
+                    console.print(
+                        f"{state.search}, generation {state.number}: {state.n_evaluated} evaluations, "
+                        f"best {state.best:.3f}, mean {state.mean:.3f}"
+                    )
 
-        def on_test(name: str, n: int) -> None:
-            if name not in tests:
-                tests[name] = bar.add_task(f"test: {name}", total=settings.n_test, note="")
-            bar.advance(tests[name], n)
-
-        return job.run(model, items, settings, task=task, on_start=on_start, on_search=on_search, on_test=on_test)
+        return run_in(folder, spec, Live())
 
 
-def print_outcome(outcome: Outcome, title: str) -> None:
+def _sparkline(values: list[float], width: int = 12) -> str:
+    """The last values as bars."""
+    shown = values[-width:]
+    low, span = min(shown), (max(shown) - min(shown)) or 1.0
+    return "".join("▁▂▃▄▅▆▇█"[round((v - low) / span * 7)] for v in shown)
+
+
+def print_outcome(outcome: Outcome) -> None:
     """The table on test items, the scales, and what they are worth."""
     from ropebend.cli.eval import accuracy_table
     from ropebend.cli.show import render
-    from ropebend.search.job import verdict
+    from ropebend.search.report import summary, title_of
+    from ropebend.search.verdict import verdict
 
-    print(f"{title}\n{outcome.found.n_evaluated} evaluations in {outcome.seconds:.0f} s\n")
-    print(f"{render(outcome.layers)}\n")
-    if outcome.tests is not None:
-        print(accuracy_table(named_tests(outcome)))
+    print(f"{title_of(outcome)}\n{summary(outcome)}\n\n{render(outcome.layers)}\n")
+    for i, task in enumerate(outcome.tasks):
+        if outcome.tests:
+            if len(outcome.tasks) > 1:
+                print(f"{task.name}" + ("" if i < len(outcome.spec.tasks) else " (transfer: not searched on)"))
+            print(accuracy_table([(_named(outcome, name), by_task[i]) for name, by_task in outcome.tests.items()]))
     print(verdict(outcome))
 
 
-def named_tests(outcome: Outcome) -> list[tuple[str, Any]]:
-    """The three test results with the names that tables and plots show."""
-    assert outcome.tests is not None
-    names = ("unscaled", f"best uniform ({outcome.uniform.layer_scale[0]:g})", "layer scales")
-    return list(zip(names, outcome.tests, strict=True))
-
-
-def draw(outcome: Outcome, path: Path, title: str) -> None:
-    """Write the picture of an outcome."""
-    from ropebend.plot import accuracy_and_scales
-
-    accuracy_and_scales(path, title, named_tests(outcome), outcome.layers, outcome.uniform)
+def _named(outcome: Outcome, name: str) -> str:
+    found = outcome.found.get(name)
+    scale = found.best.candidate.scales[0] if found is not None and name == "uniform" else None
+    return f"{name} ({scale:g})" if scale is not None else name

@@ -1,1 +1,18 @@
-"""Search for layer scales: a pure ask/tell core (`ga`) and the run that measures its candidates (`run`)."""
+"""Finding scales.  From Python:
+
+    from ropebend.search import SearchSpec, TaskSpec, run_search, verdict
+
+    spec = SearchSpec(model="model.gguf", tasks=[TaskSpec(name="kv", options={"keys": 75})], budget="20m")
+    outcome = run_search(spec)
+    print(verdict(outcome))
+    outcome.layers.save("factors.json")
+
+Pieces: `space` (what is searched), `optimisers` (ask and tell), `objective` (what is maximised), `workers` and
+`measure` (where, and only once), `run` (all of it), `folder` and `report` (what stays).
+"""
+
+from ropebend.search.run import Listener, Outcome, run_search
+from ropebend.search.spec import SearchSpec, TaskSpec
+from ropebend.search.verdict import verdict
+
+__all__ = ["Listener", "Outcome", "SearchSpec", "TaskSpec", "run_search", "verdict"]

@@ -1,154 +1,269 @@
-"""A search on a model: measures what the core asks for, picks the winner on other items, judges it on a test set."""
+"""A search on a model: the main one and its controls under the same rules, finals, and the judgement on test items."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from ropebend.errors import RopebendError
-from ropebend.evaluate import Evaluation, KVEvaluator, evaluate
+from ropebend.evaluate import Evaluation
+from ropebend.model import check_supported
+from ropebend.model_info import ModelInfo
 from ropebend.scaling import LayerScaling
-from ropebend.search.ga import Candidate, GeneticSearch, Scored
-from ropebend.tasks import kv
-
-#: Weight of the answers' probability beside their accuracy: tells candidates apart that get nothing right yet.
-SOFT_WEIGHT = 0.1
-
-
-@dataclass(frozen=True)
-class Split:
-    """Disjoint items: to search on, to choose among the best on, and to judge on."""
-
-    search: Sequence[kv.Sample]
-    validation: Sequence[kv.Sample]
-    test: Sequence[kv.Sample]
-
-    @classmethod
-    def of(cls, samples: Sequence[kv.Sample], n_search: int, n_validation: int, n_test: int) -> Split:
-        """Cut one ordered list.  Raises RopebendError if it is too short."""
-        need = n_search + n_validation + n_test
-        if len(samples) < need:
-            raise RopebendError(f"{need} samples wanted (search + validation + test), there are {len(samples)}")
-        a, b = n_search, n_search + n_validation
-        return cls(samples[:a], samples[a:b], samples[b:need])
+from ropebend.search.budget import Budget
+from ropebend.search.measure import Measurer
+from ropebend.search.optimisers import Optimiser, Scored, make_optimiser
+from ropebend.search.space import MAX_SCALE, make_space, uniform_grid
+from ropebend.search.spec import UNIFORM_BUDGET, SearchSpec
+from ropebend.search.workers import Bench, Executor, open_executor
+from ropebend.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class Progress:
-    """State of a run after an evaluation."""
+class Cost:
+    """What a run will take, extrapolated from the unscaled model's first item of each task.
 
+    n_tokens   prompt tokens that must be computed for one candidate on one item of every task (0: read from the log)
+    seconds    that takes all workers together
+    n_items    items in all (candidates times items), None where the budget is not a number of evaluations
+    context    tokens that a sequence of the first task may reach
+    """
+
+    n_tokens: int
+    seconds: float
+    n_items: int | None
+    context: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """State of one search after a generation."""
+
+    search: str
+    number: int
     n_evaluated: int
-    budget: int
-    generation: int
     best: float
     mean: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class Found:
-    """Outcome of a search.
+    """What one search found.
 
-    layers, uniform   the chosen candidates; fitness is on the validation items (on the search items if interrupted)
-    n_evaluated       different sets of scales measured on the search items
-    history           best fitness after each generation
-    interrupted       True if Ctrl-C ended it; the best so far is then still given
+    ranked      finalists, best first, at the most items they were measured on
+    n_items     that number
+    history     one entry per generation
     """
 
-    layers: Scored
-    uniform: Scored
-    n_evaluated: int
-    history: tuple[float, ...]
+    name: str
+    ranked: list[Scored] = field(default_factory=list)
+    n_items: int = 0
+    n_evaluated: int = 0
+    history: list[Generation] = field(default_factory=list)
+
+    @property
+    def best(self) -> Scored:
+        """The winner."""
+        return self.ranked[0]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All searches (the main one last) and, unless interrupted, how their winners do on items never seen.
+
+    tests  name of the scales ("unscaled", then the searches') -> an evaluation per task: the objective's, then transfer
+    """
+
+    spec: SearchSpec
+    info: ModelInfo
+    tasks: tuple[Task, ...]
+    found: dict[str, Found]
+    tests: dict[str, list[Evaluation]]
+    layers: LayerScaling
+    n_ctx: int
+    n_tokens: int
+    seconds: float
     interrupted: bool
 
-
-def fitness(result: Evaluation, weights: npt.NDArray[np.float64]) -> float:
-    """Weighted mean over depths of the accuracy, plus a tenth of the answers' mean probability per token."""
-    accuracy = result.correct.mean(axis=0)
-    soft = np.exp(result.logprob).mean(axis=0)
-    return float((accuracy + SOFT_WEIGHT * soft) @ weights)
+    @property
+    def main(self) -> Found:
+        """The search itself, not a control; where it was interrupted early, the best control."""
+        return self.found.get(self.spec.label) or max(self.found.values(), key=lambda f: f.best.score)
 
 
-def depth_weights(weights: Sequence[float] | None, n_depths: int) -> npt.NDArray[np.float64]:
-    """Normalised weights per depth; None: all alike."""
-    w = np.ones(n_depths) if weights is None else np.asarray(weights, dtype=np.float64)
-    if w.shape != (n_depths,) or not np.isfinite(w).all() or (w < 0).any() or w.sum() == 0:
-        raise RopebendError(f"depth weights: expected {n_depths} numbers >= 0, not all zero, got {weights}")
-    return w / w.sum()
+class Listener:
+    """Hears how a run goes on; does nothing by itself."""
+
+    def started(self, cost: Cost) -> None:
+        """The model is loaded and one item was measured."""
+
+    def generation(self, state: Generation) -> None:
+        """A generation is measured."""
+
+    def items(self, stage: str, n: int) -> None:
+        """n more items were measured; stage: the search's name, "finals" or "test"."""
+
+    def stage(self, stage: str, n_items: int) -> None:
+        """A stage of so many items (candidates times items) begins."""
 
 
-def uniform_grid(stretch: float) -> tuple[float, ...]:
-    """Uniform scales worth trying for contexts `stretch` times the trained length: about every 10 %."""
-    top = max(1.5, 1.35 * stretch)
-    n = math.ceil(math.log(top / 1.1) / math.log(1.12))
-    return tuple(round(1.1 * (top / 1.1) ** (i / max(n, 1)), 2) for i in range(n + 1))
+def run_search(spec: SearchSpec, log: Path | None = None, listener: Listener | None = None) -> Outcome:
+    """Search as the spec says.  What `log` holds counts as measured, so a killed run goes on where it was.
 
-
-def search(
-    evaluator: KVEvaluator,
-    ga: GeneticSearch,
-    split: Split,
-    *,
-    budget: int,
-    base: LayerScaling,
-    weights: npt.NDArray[np.float64],
-    n_finalists: int = 8,
-    progress: Callable[[Progress], None] | None = None,
-) -> Found:
-    """Spend `budget` evaluations on the search items, then choose among the finalists on the validation items.
-
-    base gives method, factor and architecture; its scales are replaced.  The unscaled model, every uniform scale and
-    every curve compete under the same rules, so that "best uniform" is chosen as carefully as "best curve".
+    Ctrl-C ends it early with what is there.  Raises RopebendError if the model cannot take scales, or if a task has
+    too few items.
     """
-
-    def measure(candidate: Candidate, samples: Sequence[kv.Sample]) -> float:
-        scaling = replace(base, layer_scale=candidate.scales)
-        return fitness(evaluate(evaluator, samples, scaling, full=False), weights)
-
-    history: list[float] = []
-    interrupted = False
+    listener = listener or Listener()
+    info = ModelInfo.read(spec.model)
+    base = LayerScaling((1.0,) * info.n_layer, info.architecture, spec.rope)
+    check_supported(info, base)
+    base = base.with_original_context(info.n_ctx_train)
+    objective = spec.objective()
+    extra = tuple(t.make() for t in spec.transfer)
+    tasks = (*(t.task for t in objective.terms), *extra)
+    n_items = spec.n_search + spec.test
+    bench = Bench(spec.model, tuple((t, n_items) for t in tasks), spec.runtime)
+    executor = open_executor(bench, spec.workers)
+    measurer: Measurer | None = None
     try:
-        while ga.n_evaluated < budget:
-            candidates = ga.ask()
+        measurer = Measurer(objective, base, executor, log)
+        return _Run(spec, info, tasks, measurer, executor, listener).go()
+    finally:
+        if measurer is not None:
+            measurer.close()
+        executor.close()
+
+
+class _Run:
+    def __init__(
+        self, spec: SearchSpec, info: ModelInfo, tasks: tuple[Task, ...], measurer: Measurer, executor: Executor,
+        listener: Listener,
+    ):  # fmt: skip
+        self.spec, self.info, self.tasks = spec, info, tasks
+        self.measurer, self.executor, self.listener = measurer, executor, listener
+        self.found: dict[str, Found] = {}
+        self.tests: dict[str, list[Evaluation]] = {}
+        self.started = time.monotonic()
+
+    def go(self) -> Outcome:
+        cost = self._calibrate()
+        interrupted = False
+        optimisers: dict[str, Optimiser] = {}
+        stretch = cost.context / self.info.n_ctx_train / self.spec.factor
+        try:
+            for name, genome, optimiser in self.spec.searches():
+                optimisers[name] = self._optimiser(genome, optimiser, stretch)
+                self._search(name, optimisers[name])
+            for name, optimiser_ in optimisers.items():
+                self._finals(self.found[name], optimiser_)
+            self._test()
+        except KeyboardInterrupt:
+            interrupted = True
+            for name, o in optimisers.items():
+                found = self.found.setdefault(name, Found(name))
+                if not found.ranked and o.n_evaluated:
+                    found.ranked, found.n_items = o.top(24), self.spec.screen
+            self.found = {name: f for name, f in self.found.items() if f.ranked}
+            if not self.found:
+                raise
+        outcome = Outcome(
+            self.spec, self.info, self.tasks, self.found, self.tests, self.measurer.base, cost.context,
+            self.measurer.n_tokens, time.monotonic() - self.started, interrupted,
+        )  # fmt: skip
+        return replace(outcome, layers=self.measurer.scaling(outcome.main.best.candidate))
+
+    def _calibrate(self) -> Cost:
+        """Time the first item (after one more that warms everything up) and say what the whole will cost."""
+        spec, measurer = self.spec, self.measurer
+        indices = range(len(self.measurer.objective.terms))
+        measurer.rows([None], indices, range(1))
+        tokens, before = measurer.n_tokens, time.monotonic()
+        measurer.rows([None], indices, range(1, 2))
+        seconds, tokens = time.monotonic() - before, measurer.n_tokens - tokens
+        budget = Budget.parse(spec.budget)
+        n_searches = len(spec.searches())
+        n_items = None
+        if budget.unit == "evaluations":
+            n_items = int(budget.amount) * spec.screen
+            n_items += n_searches * sum(n * k for n, k in spec.finals) + (n_searches + 1) * spec.test * len(self.tasks)
+            n_items += UNIFORM_BUDGET * spec.screen if "uniform" in spec.controls else 0
+        cost = Cost(tokens, seconds / self.executor.n_workers, n_items, measurer.lengths[0])
+        self.listener.started(cost)
+        return cost
+
+    def _optimiser(self, genome: str, name: str, stretch: float) -> Optimiser:
+        spec = self.spec
+        grid = uniform_grid(stretch)
+        space = make_space(
+            genome, self.info.n_layer, max_scale=max(MAX_SCALE, grid[-1]), factor=spec.factor,
+            factor_range=spec.factor_range,
+        )  # fmt: skip
+        return make_optimiser(name, space, seed=spec.seed, population=spec.population, uniform_scales=grid)
+
+    def _search(self, name: str, optimiser: Optimiser) -> None:
+        """Generations until this search's share of the budget is spent."""
+        spec, measurer = self.spec, self.measurer
+        found = self.found[name] = Found(name)
+        budget = Budget.parse(spec.budget).share(len([s for s in spec.searches() if s[1] != "uniform"]) or 1)
+        limit = float("inf")
+        if optimiser.space.name == "uniform" and name != spec.label:
+            limit = UNIFORM_BUDGET
+        elif budget.unit == "evaluations":
+            limit = budget.amount
+        began, tokens = time.monotonic(), measurer.n_tokens
+        self.listener.stage(name, int(limit) * spec.screen if limit < float("inf") else 0)
+        while optimiser.n_evaluated < limit:
+            if budget.unit == "seconds" and time.monotonic() - began >= budget.amount:
+                break
+            if budget.unit == "tokens" and measurer.n_tokens - tokens >= budget.amount:
+                break
+            candidates = optimiser.ask()
             if not candidates:
                 break
-            values: list[float] = []
+            if limit < float("inf"):
+                candidates = candidates[: int(limit) - optimiser.n_evaluated]
             try:
-                for candidate in candidates[: budget - ga.n_evaluated]:
-                    values.append(measure(candidate, split.search))
-                    if progress is not None:
-                        best = max([*values, *([ga.best.fitness] if ga.memo else [])])
-                        n = ga.n_evaluated + len(values)
-                        progress(Progress(n, budget, ga.generation, best, float(np.mean(values))))
-            finally:
-                ga.tell(values)  # also when interrupted: nothing measured is lost
-            history.append(ga.best.fitness)
-        finalists = ga.top(n_finalists)
-        uniforms = _uniform(ga)[:n_finalists]
-        seen = {s.scales: replace(s, fitness=measure(s.candidate, split.validation)) for s in [*finalists, *uniforms]}
-        layers = max((seen[s.scales] for s in finalists), key=lambda s: s.fitness)
-        uniform = max((seen[s.scales] for s in uniforms), key=lambda s: s.fitness)
-    except KeyboardInterrupt:
-        if not ga.memo:
-            raise
-        interrupted = True
-        layers = ga.best
-        uniform = _uniform(ga)[0]
-    return Found(layers, uniform, ga.n_evaluated, tuple(history), interrupted)
+                scores = measurer.scores(candidates, spec.screen, lambda n: self.listener.items(name, n))
+            except (KeyboardInterrupt, RopebendError):
+                # results count in the order in which they were asked: the first ones that are complete
+                complete = []
+                for candidate in candidates:
+                    if not measurer.is_known(candidate, spec.screen):
+                        break
+                    complete.append(candidate)
+                optimiser.tell(measurer.scores(complete, spec.screen) if complete else [])
+                raise
+            optimiser.tell(scores)
+            found.n_evaluated = optimiser.n_evaluated
+            state = Generation(
+                name, optimiser.generation, optimiser.n_evaluated, optimiser.best.score, float(np.mean(scores))
+            )
+            found.history.append(state)
+            self.listener.generation(state)
 
+    def _finals(self, found: Found, optimiser: Optimiser) -> None:
+        """Ever fewer candidates on ever more items."""
+        ranked, n_items = optimiser.top(max([24, *(n for n, _ in self.spec.finals)])), self.spec.screen
+        for n_candidates, n_items in self.spec.finals:
+            ranked = ranked[:n_candidates]
+            self.listener.stage(f"finals: {found.name}", len(ranked) * n_items)
+            scores = self.measurer.scores(
+                [s.candidate for s in ranked], n_items, lambda n: self.listener.items(f"finals: {found.name}", n)
+            )
+            ranked = [Scored(s.candidate, score) for s, score in zip(ranked, scores, strict=True)]
+            ranked.sort(key=lambda s: -s.score)
+        found.ranked, found.n_items = ranked, n_items
 
-def _uniform(ga: GeneticSearch) -> list[Scored]:
-    """Measured uniform candidates, best first (the first generation, so at least one is there)."""
-    last = float(ga.n_layer - 1)
-    found = [
-        Scored(
-            Candidate(scales, ((0.0, scales[0]), (last / 3, scales[0]), (2 * last / 3, scales[0]), (last, scales[0]))),
-            value,
+    def _test(self) -> None:
+        items = range(self.spec.n_search, self.spec.n_search + self.spec.test)
+        names = ["unscaled", *self.found]
+        candidates = [None, *(f.best.candidate for f in self.found.values())]
+        self.listener.stage("test", len(set(candidates)) * len(self.tasks) * len(items))
+        rows = self.measurer.rows(
+            candidates, range(len(self.tasks)), items, full=True, on_item=lambda n: self.listener.items("test", n)
         )
-        for scales, value in ga.memo.items()
-        if len(set(scales)) == 1
-    ]
-    return sorted(found, key=lambda s: -s.fitness)
+        for name, by_task in zip(names, rows, strict=True):
+            self.tests[name] = [Evaluation.of(t, r) for t, r in zip(self.tasks, by_task, strict=True)]

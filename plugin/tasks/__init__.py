@@ -1,1 +1,68 @@
-"""Tasks: what is asked of a model, apart from how it is run."""
+"""Tasks that evaluation and search measure, by name."""
+
+from __future__ import annotations
+
+import inspect
+import runpy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ropebend.errors import RopebendError, UsageError
+from ropebend.tasks.kv import KVRetrieval
+from ropebend.tasks.mdqa import MultiDocumentQA
+from ropebend.tasks.passkey import Passkey
+from ropebend.tasks.task import RetrievalTask, Task, TextTask
+from ropebend.tasks.text import Perplexity
+
+__all__ = ["TASKS", "Task", "make_task", "option_types"]
+
+TASKS: dict[str, Callable[..., Task]] = {t.name: t for t in (KVRetrieval, Passkey, MultiDocumentQA, Perplexity)}
+
+
+def option_types(name: str) -> dict[str, type] | None:
+    """Options of a task and the types of their defaults (str where there is none); None for a task of your own.
+
+    Raises UsageError for a task that does not exist.
+    """
+    if name.endswith(".py"):
+        return None
+    if name not in TASKS:
+        raise UsageError(f"task: expected one of {', '.join(TASKS)} or a .py file, got {name!r}")
+    defaults = {k: p.default for k, p in inspect.signature(TASKS[name]).parameters.items()}
+    return {k: str if d is inspect.Parameter.empty or d is None else type(d) for k, d in defaults.items()}
+
+
+def make_task(name: str, options: Mapping[str, Any]) -> Task:
+    """The task `name`, or that of a Python file (`….py`), with its options.
+
+    Raises UsageError for a task or an option that does not exist, and where an option is missing.
+    """
+    known = option_types(name)
+    maker = TASKS[name] if known is not None else _from_file(name)
+    parameters = inspect.signature(maker).parameters
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unknown = [k for k in options if k not in parameters] if not free else []
+    if unknown:
+        raise UsageError(f"task {name}: no option {unknown[0]!r}; it has {', '.join(parameters)}")
+    missing = [
+        k for k, p in parameters.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY and k not in options
+    ]
+    if missing:
+        raise UsageError(f"task {name}: option {missing[0]!r} is missing")
+    task = maker(**options)
+    if not isinstance(task, (RetrievalTask, TextTask)):
+        raise RopebendError(f"{name}: task() returned {type(task).__name__}, expected a RetrievalTask or a TextTask")
+    return task
+
+
+def _from_file(path: str) -> Callable[..., Task]:
+    if not Path(path).is_file():
+        raise RopebendError(f"{path}: No such file")
+    try:
+        names = runpy.run_path(path)
+    except Exception as e:
+        raise RopebendError(f"{path}: {type(e).__name__}: {e}") from e
+    if not callable(names.get("task")):
+        raise RopebendError(f"{path}: expected a function task(**options)")
+    return names["task"]

@@ -8,17 +8,16 @@ shared     the JSON stays as it is and the key that stands at each depth is aske
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
 import uuid
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ropebend.errors import RopebendError
+from ropebend.tasks.json_lines import read_json_lines
+from ropebend.tasks.task import DEPTHS, Item, Question, RetrievalTask
 
 PROTOCOLS = ("shared", "published")
 
@@ -31,15 +30,6 @@ class Sample:
 
     pairs: Pairs
     gold: int = 0
-
-
-@dataclass(frozen=True)
-class Question:
-    """One prompt and the value that answers it."""
-
-    depth: float
-    prompt: str
-    value: str
 
 
 def prompt(pairs: Pairs, key: str) -> str:
@@ -63,7 +53,7 @@ def questions(sample: Sample, depths: Sequence[float], protocol: str = "shared")
             others = pairs[: sample.gold] + pairs[sample.gold + 1 :]
             pairs = (*others[:index], gold, *others[index:])
         key, value = pairs[index]
-        out.append(Question(depth, prompt(pairs, key), value))
+        out.append(Question(depth, prompt(pairs, key), (value,)))
     return out
 
 
@@ -72,42 +62,65 @@ def contains(answer: str, value: str) -> bool:
     return value.lower() in answer.lower()
 
 
-def generate(n_pairs: int, n_samples: int, seed: int | str) -> list[Sample]:
-    """Samples of `n_pairs` uuid4 pairs.  Sample i depends on the seed and i alone, so a longer list starts alike."""
-    out = []
-    for i in range(n_samples):
-        rng = random.Random(f"kv-{seed}-{i}")
-        ids = [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(2 * n_pairs)]
-        out.append(Sample(tuple(zip(ids[::2], ids[1::2], strict=True)), rng.randrange(n_pairs)))
-    return out
+def generate(n_pairs: int, i: int, seed: int | str) -> Sample:
+    """Sample number i of `n_pairs` uuid4 pairs; depends on the seed and i alone."""
+    rng = random.Random(f"kv-{seed}-{i}")
+    ids = [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(2 * n_pairs)]
+    return Sample(tuple(zip(ids[::2], ids[1::2], strict=True)), rng.randrange(n_pairs))
 
 
-def read_published(path: str | Path, n_samples: int | None = None) -> list[Sample]:
-    """Samples from a file of the authors' format (JSON lines, plain or gzip).
-
-    Raises RopebendError naming the file, the line and what was expected.
-    """
-    out: list[Sample] = []
-    try:
-        with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if n_samples is not None and len(out) == n_samples:
-                    break
-                if line.strip():
-                    try:
-                        out.append(_parse(json.loads(line)))
-                    except (ValueError, KeyError, TypeError) as e:
-                        raise RopebendError(
-                            f"{path}: line {number}: expected an object with ordered_kv_records "
-                            f"[[key, value], …], key and value ({type(e).__name__}: {e})"
-                        ) from None
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e:
-        raise RopebendError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
-    if n_samples is not None and len(out) < n_samples:
-        raise RopebendError(f"{path}: {n_samples} samples wanted, the file has {len(out)}")
-    return out
+def read_published(path: str | Path) -> list[Sample]:
+    """Samples from a file of the authors' format (JSON lines, plain or gzip).  Raises RopebendError naming the line."""
+    return read_json_lines(path, _parse, "an object with ordered_kv_records [[key, value], …], key and value")
 
 
 def _parse(data: dict[str, Any]) -> Sample:
     pairs = tuple((str(k), str(v)) for k, v in data["ordered_kv_records"])
     return Sample(pairs, pairs.index((data["key"], data["value"])))
+
+
+class KVRetrieval(RetrievalTask):
+    """Key-value retrieval on generated JSON objects, or on those of a file of the published format.
+
+    Raises RopebendError for a protocol that does not exist or a file that cannot be read.
+    """
+
+    name = "kv"
+
+    def __init__(
+        self,
+        *,
+        keys: int = 75,
+        depths: Sequence[float] = DEPTHS,
+        protocol: str = "shared",
+        seed: int | str = 1,
+        data: str | Path | None = None,
+    ):
+        if protocol not in PROTOCOLS:
+            raise RopebendError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+        self.depths = tuple(depths)
+        self.protocol, self.seed, self.data = protocol, seed, data
+        self._samples = read_published(data) if data is not None else None
+        self.n_items = len(self._samples) if self._samples is not None else None
+        self.keys = len(self._samples[0].pairs) if self._samples else keys
+
+    def sample(self, i: int) -> Sample:
+        """JSON object number i."""
+        return self._samples[i] if self._samples is not None else generate(self.keys, i, self.seed)
+
+    def item(self, i: int) -> Item:
+        """The questions about JSON object number i."""
+        return Item(tuple(questions(self.sample(i), self.depths, self.protocol)))
+
+    def easy_item(self, i: int) -> Item:
+        """Three pairs."""
+        return Item(tuple(questions(generate(3, i, 0), (0.0, 1.0))))
+
+    def is_right(self, answer: str, question: Question) -> bool:
+        """The published metric."""
+        return contains(answer, question.answers[0])
+
+    def config(self) -> dict[str, Any]:
+        """Keys, protocol, depths, seed or file."""
+        source = {"seed": self.seed} if self.data is None else {"data": str(self.data)}
+        return {"name": self.name, "keys": self.keys, "protocol": self.protocol, "depths": list(self.depths), **source}

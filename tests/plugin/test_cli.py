@@ -29,7 +29,7 @@ def test_eval_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     run = ropebend(*args, cwd=tmp_path)
     assert "depth" in run.stdout
     assert "95 % interval" in run.stdout
-    report = json.loads((tmp_path / "needle-Q8_0.kv-5.json").read_text())
+    report = json.loads((tmp_path / "needle-Q8_0.kv.json").read_text())
     assert report["depths"] == [0, 0.5, 1]
     correct = report["correct"]
     assert [len(correct), len(correct[0])] == [3, 3]
@@ -42,29 +42,51 @@ def test_eval_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     assert again == report
 
 
-def test_search_writes_factors_that_the_other_commands_take(tmp_path: Path) -> None:
-    args = ["search", NEEDLE, "--keys", 40, "--samples", 1, "--validation-samples", 1, "--test-samples", 2]
-    args += ["--budget", 14, "--seed", 3, "-t", 1]
-    run = ropebend(*args, "-o", "factors.json", "--plot", "plot.png", cwd=tmp_path)
-    assert "layer scales" in run.stdout
-    assert "on too few test items to tell" in run.stdout
-    factors = json.loads((tmp_path / "factors.json").read_text())
-    assert factors["block_count"] == len(factors["layer_scale"]) == 6
-    assert factors["provenance"]["evaluations"] == 14
-    settings = factors["provenance"]["settings"]
-    assert [settings[f"n_{part}"] for part in ("search", "validation", "test", "threads")] == [1, 1, 2, 1]
-    assert len(factors["provenance"]["model"]["sha256"]) == 64
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    ropebend(*args, "-o", "again.json", cwd=tmp_path)  # to the bit
-    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "factors.json").read_bytes()
+def test_perplexity_of_a_text(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("One day a girl named Lily went to the park. She saw a big dog! " * 30)
+    args = ["eval", NEEDLE, "--task", "perplexity", "--text", "t.txt", "--length", 64, "-t", 1]
+    run = ropebend(*args, cwd=tmp_path)
+    assert "perplexity  " in run.stdout
+    report = json.loads((tmp_path / "needle-Q8_0.perplexity.json").read_text())
+    low, high = report["perplexity_interval"]
+    assert 1 < low <= report["perplexity"] <= high < 100
+    assert report["samples"] == len(report["logprob"])
 
-    shown = ropebend("show", "factors.json", cwd=tmp_path).stdout
+
+def test_search_writes_factors_that_the_other_commands_take(tmp_path: Path) -> None:
+    args = ["search", NEEDLE, "--keys", 40, "--screen", 1, "--finals", "2x2", "--test", 2, "--controls", "uniform"]
+    args += ["--budget", 14, "--seed", 3, "-t", 1]
+    run = ropebend(*args, "-o", "run", cwd=tmp_path)
+    assert "bezier ga" in run.stdout
+    assert "on too few test items to tell" in run.stdout
+    assert "about" in run.stderr  # what it will cost, before
+    factors = json.loads((tmp_path / "run/factors.json").read_text())
+    assert factors["block_count"] == len(factors["layer_scale"]) == 6
+    assert factors["provenance"]["evaluations"]["bezier ga"] == 14
+    ropebend(*args, "-o", "again", cwd=tmp_path)  # to the bit
+    assert (tmp_path / "again/factors.json").read_bytes() == (tmp_path / "run/factors.json").read_bytes()
+    assert "holds a search already" in ropebend(*args, "-o", "run", cwd=tmp_path, code=2).stderr
+
+    shown = ropebend("show", "run/factors.json", cwd=tmp_path).stdout
     assert all(f"{i:5d} {s:7.3f}" in shown for i, s in enumerate(factors["layer_scale"]))
-    ropebend("add-scales", NEEDLE, "factors.json", "-o", "scaled.gguf", cwd=tmp_path)
+    ropebend("add-scales", NEEDLE, "run/factors.json", "-o", "scaled.gguf", cwd=tmp_path)
     from_gguf = ropebend("show", "scaled.gguf", "--json", cwd=tmp_path).stdout
-    assert LayerScaling.from_json(json.loads(from_gguf)) == LayerScaling.load(tmp_path / "factors.json")
+    assert LayerScaling.from_json(json.loads(from_gguf)) == LayerScaling.load(tmp_path / "run/factors.json")
     by_file = ["eval", "scaled.gguf", "--keys", 40, "--samples", 1, "-t", 1, "-o", "a.json"]
-    by_factors = ["eval", NEEDLE, "--factors", "factors.json", "--keys", 40, "--samples", 1, "-t", 1, "-o", "b.json"]
+    by_factors = [
+        "eval",
+        NEEDLE,
+        "--factors",
+        "run/factors.json",
+        "--keys",
+        40,
+        "--samples",
+        1,
+        "-t",
+        1,
+        "-o",
+        "b.json",
+    ]
     ropebend(*by_file, cwd=tmp_path)
     ropebend(*by_factors, cwd=tmp_path)
     a, b = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
@@ -73,7 +95,7 @@ def test_search_writes_factors_that_the_other_commands_take(tmp_path: Path) -> N
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_writes_the_best_so_far(tmp_path: Path) -> None:
-    args = ["search", NEEDLE, "--keys", "30", "--samples", "1", "--budget", "100000", "-t", "1", "-o", "f.json"]
+    args = ["search", NEEDLE, "--keys", "30", "--screen", "1", "--budget", "100000", "-t", "1", "-o", "run"]
     command = [sys.executable, "-m", "ropebend.cli", *args]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
@@ -81,16 +103,17 @@ def test_ctrl_c_writes_the_best_so_far(tmp_path: Path) -> None:
     ) as run:
         assert run.stderr is not None
         for line in run.stderr:
-            if line.startswith("generation 2:"):  # the first generation is measured
+            if line.startswith("uniform, generation 2:"):
                 run.send_signal(signal.SIGINT)
                 break
         out, err = run.communicate()
     assert run.returncode == 130, err
     assert "interrupted" in out
-    factors = json.loads((tmp_path / "f.json").read_text())
+    assert "ropebend search --resume run" in out
+    factors = json.loads((tmp_path / "run/factors.json").read_text())
     assert factors["provenance"]["interrupted"] is True
-    assert factors["provenance"]["evaluations"] >= 5
-    assert LayerScaling.load(tmp_path / "f.json").n_layer == 6
+    assert factors["provenance"]["evaluations"]["uniform"] >= 5
+    assert LayerScaling.load(tmp_path / "run/factors.json").n_layer == 6
 
 
 def test_doctor_on_a_plain_and_a_scaled_model(tmp_path: Path) -> None:
@@ -120,8 +143,19 @@ def test_doctor_on_a_yarn_model_where_the_flag_means_something_else(tmp_path: Pa
         (["show", "bad.json"], 1, "error: bad.json: not JSON"),
         (["show", NEEDLE], 1, "carries no layer scales; find some with"),
         (["eval", "bad.json"], 1, "not a GGUF file"),
-        (["eval", NEEDLE, "--task", "x"], 2, "--task: expected kv, got 'x'"),
-        (["eval", NEEDLE, "--protocol", "x"], 2, "--protocol: expected one of shared, published"),
+        (["eval", NEEDLE, "--task", "x"], 2, "task: expected one of kv, passkey"),
+        (["eval", NEEDLE, "--protocol", "x"], 1, "protocol: expected one of shared, published"),
+        (["eval", NEEDLE, "--length", "64"], 2, "--length: task kv has no such option"),
+        (["eval", NEEDLE, "--task-option", "x"], 2, "--task-option: expected name=value"),
+        (["search"], 2, "expected a MODEL, or --resume FOLDER"),
+        (["search", NEEDLE, "--budget", "5x"], 2, "budget: expected evaluations"),
+        (["search", NEEDLE, "--finals", "5"], 2, "--finals: expected SETSxITEMS"),
+        (["search", NEEDLE, "--controls", "x"], 2, "--controls: expected one of uniform, line, free, random"),
+        (["search", NEEDLE, "--genome", "x"], 2, "--genome: expected one of bezier"),
+        (["search", NEEDLE, "--optimiser", "x"], 2, "--optimiser: expected one of ga, cma, random"),
+        (["search", NEEDLE, "--also", "kv:keys"], 2, "expected NAME:option=value"),
+        (["search", NEEDLE, "--method", "ntk", "--factor-range", "2,4"], 2, "--factor-range: expected LOW,HIGH"),
+        (["search", "--resume", "none"], 1, "is none the folder of a search?"),
         (["eval", NEEDLE, "--depths", "0,2"], 2, "--depths: expected numbers in [0, 1]"),
         (["eval", NEEDLE, "--depths", "a"], 2, "--depths: expected numbers separated by commas"),
         (["eval", NEEDLE, "--factors", "f", "--no-scaling"], 2, "contradict"),
@@ -133,7 +167,7 @@ def test_doctor_on_a_yarn_model_where_the_flag_means_something_else(tmp_path: Pa
         (["eval", NEEDLE, "--data", "none.gz"], 1, "none.gz: No such file"),
         (["eval", NEEDLE, "--keys", "0"], 2, "--keys"),
         (["search", NEEDLE, "--weights", "1,2"], 2, "--weights: expected one number per depth (5)"),
-        (["search", NEEDLE, "--method", "pi"], 2, "--method: expected one of none, linear"),
+        (["search", NEEDLE, "--method", "x"], 2, "--method: expected one of none, linear"),
         (["search", NEEDLE, "--factor", "2"], 2, "--factor needs a --method"),
         (["serve", "bad.json"], 1, "not a GGUF file"),
         (["doctor", "bad.json"], 1, "not a GGUF file"),

@@ -2,19 +2,34 @@
 
 from collections.abc import Iterator
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import numpy as np
 import pytest
+from random_models import write_llama
 
 from ropebend import Context, LayerScaling, Model, RopebendError
-from ropebend.evaluate import DEPTHS, Answer, KVEvaluator, evaluate, greedy_answer
-from ropebend.tasks import kv
+from ropebend.evaluate import (
+    Answer,
+    Evaluation,
+    PerplexityEvaluator,
+    RetrievalEvaluator,
+    Row,
+    Runtime,
+    evaluate,
+    greedy_answer,
+    open_evaluator,
+)
+from ropebend.tasks import make_task
+from ropebend.tasks.kv import PROTOCOLS, KVRetrieval
+from ropebend.tasks.task import RetrievalTask
 
 NEEDLE = str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf")
 EPSILON = 0.3  # logits; the margin rule of design section 5: verdicts may differ only where two tokens are this close
 SCALINGS = [None, LayerScaling((1.5, 1.0, 1.0, 1.5, 1.25, 1.0))]
+ONE = Runtime(n_threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -33,64 +48,64 @@ def agree(fast: list[Answer], slow: list[Answer]) -> int:
     return close
 
 
-@pytest.mark.parametrize("protocol", kv.PROTOCOLS)
+def answers(model: Model, task: RetrievalTask, n: int, scaling: LayerScaling | None = None, **run: Any) -> list[Answer]:
+    with RetrievalEvaluator(model, task, n, run.pop("runtime", ONE)) as evaluator:
+        evaluator.set_scaling(scaling)
+        return [a for i in range(n) for a in evaluator.run(i, **run)]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("n_pairs", [6, 26, 44])
 @pytest.mark.parametrize("scaling", SCALINGS, ids=["unscaled", "scaled"])
 def test_fast_and_slow_give_the_same_verdicts(
     needle: Model, protocol: str, n_pairs: int, scaling: LayerScaling | None
 ) -> None:
-    samples = kv.generate(n_pairs, 3, seed=5)
-    with KVEvaluator(needle, samples, protocol=protocol, n_threads=1) as evaluator:
-        evaluator.set_scaling(scaling)
-        fast = [a for s in samples for a in evaluator.run(s)]
-        exact = [a for s in samples for a in evaluator.run(s, full=False)]
+    task = KVRetrieval(keys=n_pairs, protocol=protocol, seed=5)
+    fast = answers(needle, task, 3, scaling)
+    exact = answers(needle, task, 3, scaling, full=False)
     with Context(needle, n_ctx=2048, n_threads=1, scaling=scaling) as context:
-        slow = [greedy_answer(context, q.prompt, q.value) for s in samples for q in kv.questions(s, DEPTHS, protocol)]
+        slow = [greedy_answer(context, q.prompt, task, q) for i in range(3) for q in task.item(i).questions]
     assert agree(fast, slow) <= 1
     assert all(f.correct for f, e in zip(fast, exact, strict=True) if e.correct)  # exact is the stricter metric
     for f, s in zip(fast, slow, strict=True):
-        if f.correct and f.margin > EPSILON:
+        if f.margin > EPSILON:  # also where looked-up guesses were taken: token for token what greedy decoding says
             assert s.text.startswith(f.text)
 
 
 def test_llama_cpp_python_gives_the_same_verdicts(needle: Model) -> None:
-    samples = kv.generate(20, 2, seed=9)
-    with KVEvaluator(needle, samples, n_threads=1) as evaluator:
-        fast = [a for s in samples for a in evaluator.run(s)]
+    task = KVRetrieval(keys=20, seed=9)
+    fast = answers(needle, task, 2)
     llm = llama_cpp.Llama(NEEDLE, n_ctx=1024, n_threads=1, verbose=False)
-    for answer, q in zip(fast, [q for s in samples for q in kv.questions(s, DEPTHS)], strict=True):
+    for answer, q in zip(fast, [q for i in range(2) for q in task.item(i).questions], strict=True):
         text = llm(q.prompt, max_tokens=100, temperature=0)["choices"][0]["text"]
-        assert answer.correct == kv.contains(text, q.value) or answer.margin < EPSILON
+        assert answer.correct == task.is_right(text, q) or answer.margin < EPSILON
     llm.close()
 
 
 def test_the_json_is_prefilled_once_for_all_depths(needle: Model) -> None:
-    (sample,) = kv.generate(20, 1, seed=2)
-    prompts = [needle.tokenize(q.prompt) for q in kv.questions(sample, DEPTHS)]
+    task = KVRetrieval(keys=20, seed=2)
+    prompts = [needle.tokenize(q.prompt) for q in task.item(0).questions]
     question = len(needle.tokenize('\n\nKey: "')) + 16 + len(needle.tokenize('"\nCorresponding value:'))
-    with KVEvaluator(needle, [sample], n_threads=1) as evaluator:
-        evaluator.run(sample)
-        assert evaluator.prefilled <= len(prompts[0]) + len(DEPTHS) * question
-    with KVEvaluator(needle, [sample], n_threads=1, protocol="published") as evaluator:
-        evaluator.run(sample)
-        assert evaluator.prefilled < 0.75 * sum(map(len, prompts))
+    with RetrievalEvaluator(needle, task, 1, ONE) as evaluator:
+        evaluator.run(0)
+        assert evaluator.n_computed <= len(prompts[0]) + 5 * question
+    with RetrievalEvaluator(needle, KVRetrieval(keys=20, seed=2, protocol="published"), 1, ONE) as evaluator:
+        evaluator.run(0)
+        assert evaluator.n_computed < 0.75 * sum(map(len, prompts))
 
 
 def test_small_batches_change_no_verdict(needle: Model) -> None:
-    samples = kv.generate(12, 2, seed=4)
-    verdicts = []
-    for n_batch in (64, 512):
-        with KVEvaluator(needle, samples, n_threads=1, n_batch=n_batch) as evaluator:
-            verdicts.append([a for s in samples for a in evaluator.run(s)])
+    task = KVRetrieval(keys=12, seed=4)
+    verdicts = [answers(needle, task, 2, runtime=Runtime(n_threads=1, n_batch=n, n_ubatch=n)) for n in (64, 512)]
     assert agree(*verdicts) == 0
 
 
 def test_logprob_is_that_of_the_tokens_alone(needle: Model) -> None:
-    (sample,) = kv.generate(5, 1, seed=3)
-    (q,) = kv.questions(sample, [0.5])
-    with KVEvaluator(needle, [sample], depths=[0.5], n_threads=1) as evaluator:
-        (answer,) = evaluator.run(sample)
-        gold = needle.tokenize(evaluator.lead_in + q.value)
+    task = KVRetrieval(keys=5, depths=[0.5], seed=3)
+    (q,) = task.item(0).questions
+    with RetrievalEvaluator(needle, task, 1, ONE) as evaluator:
+        (answer,) = evaluator.run(0)
+        gold = needle.tokenize(evaluator.lead_in + q.answers[0])
     tokens = needle.tokenize(q.prompt) + gold
     with Context(needle, n_ctx=512, n_threads=1, scaling=None) as context:
         context.decode(tokens, 0, all_logits=True)
@@ -100,18 +115,75 @@ def test_logprob_is_that_of_the_tokens_alone(needle: Model) -> None:
 
 
 def test_same_run_twice_to_the_bit(needle: Model) -> None:
-    samples = kv.generate(30, 2, seed=6)
+    task = KVRetrieval(keys=30, seed=6)
 
-    def run() -> Any:
-        with KVEvaluator(needle, samples, n_threads=1) as evaluator:
-            return evaluate(evaluator, samples, SCALINGS[1], full=False)
+    def run() -> Evaluation:
+        with open_evaluator(needle, task, 2, ONE) as evaluator:
+            return evaluate(evaluator, SCALINGS[1], range(2), full=False)
 
     first, second = run(), run()
     assert np.array_equal(first.logprob, second.logprob)
-    assert np.array_equal(first.correct, second.correct)
+    assert np.array_equal(first.value, second.value)
 
 
-def test_nothing_to_evaluate_is_said(needle: Model) -> None:
-    samples = kv.generate(2, 1, seed=0)
-    with KVEvaluator(needle, samples, n_threads=1) as evaluator, pytest.raises(RopebendError, match="no samples"):
-        evaluate(evaluator, [], None)
+def test_too_few_items_are_said(needle: Model, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("Once upon a time. " * 40)
+    task = make_task("perplexity", {"text": str(tmp_path / "t.txt"), "length": 64})
+    with pytest.raises(RopebendError, match=r"perplexity: 900 items wanted, there are \d+"):
+        open_evaluator(needle, task, 900, ONE)
+    with pytest.raises(RopebendError, match="no samples"):
+        Evaluation.of(task, [])
+    with pytest.raises(RopebendError, match="no samples"):
+        open_evaluator(needle, task, 0, ONE)
+
+
+def test_perplexity_is_that_of_the_second_halves(needle: Model, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("One day a girl named Lily went to the park. She saw a big dog! " * 20)
+    task = make_task("perplexity", {"text": str(tmp_path / "t.txt"), "length": 70})
+    runs = []
+    for n_batch in (32, 128):
+        with open_evaluator(needle, task, 2, Runtime(n_threads=1, n_batch=n_batch)) as evaluator:
+            assert isinstance(evaluator, PerplexityEvaluator)
+            runs.append(evaluate(evaluator, SCALINGS[1], range(2)))
+    assert runs[0].logprob == pytest.approx(runs[1].logprob, abs=2e-3)
+    assert runs[0].is_text
+    with Context(needle, n_ctx=128, n_threads=1, scaling=SCALINGS[1]) as context:
+        for i in range(2):
+            tokens = task.window(i)  # type: ignore[attr-defined]
+            context.clear()
+            context.decode(tokens, 0, all_logits=True)
+            rows = context.all_logits(70).astype(np.float64)
+            expected = np.mean([rows[j][tokens[j + 1]] - np.logaddexp.reduce(rows[j]) for j in range(35, 69)])
+            assert runs[1].logprob[i, 0] == pytest.approx(expected, abs=2e-3)
+
+
+def test_answers_that_are_moved_are_asked_one_after_another(needle: Model) -> None:
+    """Passkey prompts differ in the middle; the verdicts are still those of the slow road."""
+    task = make_task("passkey", {"length": 300, "depths": [0.0, 0.5, 1.0]})
+    assert isinstance(task, RetrievalTask)
+    fast = answers(needle, task, 2)
+    with Context(needle, n_ctx=512, n_threads=1, scaling=None) as context:
+        slow = [greedy_answer(context, q.prompt, task, q) for i in range(2) for q in task.item(i).questions]
+    assert agree(fast, slow) == 0
+    for f, s in zip(fast, slow, strict=True):
+        assert f.margin < EPSILON or s.text.startswith(f.text)
+
+
+def test_random_weights_with_another_vocabulary(tmp_path: Path) -> None:
+    """A model that is never right: decoding on ends, by token limit or end of text, as the slow road does."""
+    with Model(write_llama(tmp_path / "r.gguf")) as model:
+        task = KVRetrieval(keys=2, seed=1, depths=[0.0, 1.0])
+        fast = answers(model, task, 1)
+        with Context(model, n_ctx=1024, n_threads=1, scaling=None) as context:
+            slow = [greedy_answer(context, q.prompt, task, q) for q in task.item(0).questions]
+    assert not any(a.correct for a in [*fast, *slow])
+    for f, s in zip(fast, slow, strict=True):
+        assert f.text == s.text or f.margin < EPSILON
+
+
+def test_rows_make_an_evaluation() -> None:
+    task = KVRetrieval(keys=2, depths=[0.0, 1.0])
+    result = Evaluation.of(task, [Row((1.0, 0.0), (-0.1, -2.0)), Row((1.0, 1.0), (-0.2, -0.3))])
+    assert result.mean == 0.75
+    assert result.per_item.tolist() == [0.5, 1.0]
+    assert not result.is_text

@@ -29,27 +29,28 @@ def test_the_prompt_is_the_published_one() -> None:
 
 
 def test_seventy_five_pairs_have_the_published_length() -> None:
-    (sample,) = kv.generate(75, 1, seed=0)
+    sample = kv.generate(75, 0, seed=0)
     assert len(kv.questions(sample, [0.5])[0].prompt) == 6231  # as in the authors' file
 
 
 def test_shared_asks_what_stands_there() -> None:
     asked = kv.questions(kv.Sample(PAIRS, 2), [0, 0.5, 1], "shared")
-    assert [q.value for q in asked] == ["v1", "v2", "v3"]
+    assert [q.answers[0] for q in asked] == ["v1", "v2", "v3"]
     assert len({q.prompt.split("Key:")[0] for q in asked}) == 1
 
 
 def test_published_moves_the_gold_pair() -> None:
     asked = kv.questions(kv.Sample(PAIRS, 2), [0, 0.5, 1], "published")
-    assert [q.value for q in asked] == ["v3"] * 3
+    assert [q.answers[0] for q in asked] == ["v3"] * 3
     orders = [re.findall(r'"(v\d)"', q.prompt) for q in asked]
     assert orders == [["v3", "v1", "v2"], ["v1", "v3", "v2"], ["v1", "v2", "v3"]]
 
 
 def test_generated_samples_depend_on_seed_and_place_only() -> None:
-    long, short, other = kv.generate(4, 5, 1), kv.generate(4, 3, 1), kv.generate(4, 3, 2)
-    assert long[:3] == short
-    assert not {p for s in short for p in s.pairs} & {p for s in other for p in s.pairs}
+    long = [kv.generate(4, i, 1) for i in range(5)]
+    assert kv.generate(4, 3, 1) == long[3]
+    assert not {p for s in long for p in s.pairs} & set(kv.generate(4, 0, 2).pairs)
+    assert len({p for s in long for p in s.pairs}) == 20
     for key, value in long[0].pairs:
         assert uuid.UUID(key).version == uuid.UUID(value).version == 4
 
@@ -60,9 +61,15 @@ def test_reading_the_published_format(tmp_path: Path) -> None:
         with (gzip.open if path.suffix == ".gz" else open)(path, "wt") as f:
             f.write("\n".join(lines) + "\n\n")
         assert kv.read_published(path) == [kv.Sample(PAIRS, 0), kv.Sample(PAIRS, 2)]
-        assert kv.read_published(path, 1) == [kv.Sample(PAIRS, 0)]
-        with pytest.raises(RopebendError, match="3 samples wanted, the file has 2"):
-            kv.read_published(path, 3)
+        task = kv.KVRetrieval(data=path)
+        assert (task.n_items, task.keys) == (2, 3)
+        assert [q.answers[0] for q in task.item(1).questions] == [
+            "v1",
+            "v1",
+            "v2",
+            "v3",
+            "v3",
+        ]
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"ordered_kv_records": [["a", "b"]], "key": "x", "value": "b"}'])

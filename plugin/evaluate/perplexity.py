@@ -1,0 +1,75 @@
+"""Perplexity in windows, cut and scored as llama-perplexity does: the second half of each window, without overlap."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ropebend.evaluate.runtime import Runtime
+from ropebend.model import Batch, Closing, Context, Model
+from ropebend.scaling import LayerScaling
+from ropebend.tasks.task import TextTask
+
+
+class PerplexityEvaluator(Closing):
+    """Runs the first `n_items` windows of a text on one model, swapping scales without a new context."""
+
+    def __init__(self, model: Model, task: TextTask, n_items: int, runtime: Runtime):
+        self.model, self.task = model, task
+        task.prepare(model.tokenize)
+        self.n_tokens = max(len(task.window(i)) for i in range(n_items))
+        self.context = Context(
+            model,
+            n_ctx=self.n_tokens,
+            n_batch=runtime.n_batch,
+            n_ubatch=runtime.n_ubatch,
+            n_threads=runtime.n_threads,
+            flash_attn=runtime.flash_attn,
+            scaling=None,
+        )
+        self.n_computed = 0
+        self._batch = Batch(self.context.n_batch)
+
+    def close(self) -> None:
+        """Free the context."""
+        self.context.close()
+
+    def set_scaling(self, scaling: LayerScaling | None) -> None:
+        """Use these scales from now on."""
+        self.context.set_scaling(scaling, self.n_tokens)
+
+    def run(self, i: int) -> float:
+        """Mean log-probability per token (nats) of the second half of window i."""
+        tokens = np.array(self.task.window(i), np.int32)
+        bos = self.model.bos_token
+        if self.model.adds_bos and bos >= 0:
+            tokens[0] = bos
+        first = len(tokens) // 2  # llama-perplexity: tokens first + 1 … n - 1 are predicted
+        self.context.clear()
+        b, total = self._batch, 0.0
+        for start in range(0, len(tokens), b.n_tokens):
+            part = tokens[start : start + b.n_tokens]
+            n = len(part)
+            b.token[:n] = part
+            b.pos[:n] = np.arange(start, start + n)
+            b.seq[:n, 0] = 0
+            wanted = np.arange(start, start + n)
+            wanted = wanted[(wanted >= first) & (wanted < len(tokens) - 1)]
+            b.want[:n] = 0
+            b.want[wanted - start] = 1
+            self.context.run(b, n)
+            self.n_computed += n
+            if len(wanted):
+                total += _logprobs(self.context.all_logits(len(wanted)), tokens[wanted + 1])
+        return total / (len(tokens) - 1 - first)
+
+
+def _logprobs(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int32]) -> float:
+    """Summed log-probability, a few rows at a time: flat in memory whatever the vocabulary."""
+    total = 0.0
+    for start in range(0, len(targets), 16):
+        rows = logits[start : start + 16].astype(np.float64)
+        top = rows.max(axis=1)
+        log_z = top + np.log(np.exp(rows - top[:, None]).sum(axis=1))
+        total += float((rows[np.arange(len(rows)), targets[start : start + 16]] - log_z).sum())
+    return total

@@ -1,0 +1,326 @@
+"""Retrieval on a model: the fast road (shared prefill, teacher-forced branches) and the slow one.
+
+Fast: what the questions of an item share is prefilled once, each question becomes a branch of those KV cells
+(``llama_memory_seq_cp``), and the expected answer is fed along, so that one decode tells whether greedy decoding would
+give it.  Where it would not, greedy decoding goes on from the first mismatch before the answer is called wrong, with
+guesses looked up in the prompt (prompt lookup decoding) of which only those that are greedy are kept.
+
+The sums of a batch of branches and of a lone prompt differ in the last bits (design section 5), so the two roads may
+part where two tokens are nearly equally likely; `Answer.margin` tells.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ropebend.errors import RopebendError
+from ropebend.evaluate.runtime import Runtime
+from ropebend.model import Batch, Closing, Context, Model
+from ropebend.scaling import LayerScaling
+from ropebend.tasks.task import Question, RetrievalTask
+
+MAX_ANSWER_TOKENS = 100  # as published
+ROOM = MAX_ANSWER_TOKENS + 80  # KV cells of a branch: the answer with guesses, and the question where prompts differ
+FIRST_GUESS, MAX_GUESS = 4, 16  # tokens looked up in the prompt and checked in one decode; more while they hold
+CACHED_TOKENS = 1 << 24  # of tokenised prompts kept from one set of scales to the next (64 MiB)
+
+Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one question.
+
+    correct   the greedy answer is right by the task's metric; with `full=False`: the expected answer itself was greedy
+    logprob   mean log-probability per token of the expected answer, teacher-forced
+    margin    smallest gap between the best and second-best logit on the way: how close the verdict was
+    text      the greedy answer as far as it was decoded
+    """
+
+    depth: float
+    correct: bool
+    logprob: float
+    margin: float
+    text: str
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    question: Question
+    tokens: Tokens
+    gold: list[int]
+
+
+@dataclass
+class _Branch:
+    """A question on its way: a sequence that shares the cells of what the item's prompts begin with."""
+
+    prompt: _Prompt
+    seq: int
+    n_shared: int
+    out: list[int]
+    logprob: float = 0.0
+    margin: float = np.inf
+    correct: bool = False
+    done: bool = False
+    n_guess: int = FIRST_GUESS
+
+    @property
+    def tail(self) -> list[int]:
+        """Tokens of the prompt that are not in the cache yet."""
+        return self.prompt.tokens[self.n_shared :].tolist()
+
+
+class RetrievalEvaluator(Closing):
+    """Runs the first `n_items` items of a task on one model, swapping scales without a new context.
+
+    The longest item decides the context; raises RopebendError if it cannot be made.
+    """
+
+    def __init__(self, model: Model, task: RetrievalTask, n_items: int, runtime: Runtime):
+        self.model, self.task = model, task
+        task.prepare(model.tokenize)
+        self.depths = task.depths
+        self._prompts: dict[int, list[_Prompt]] = {}
+        self._n_cached = 0
+        longest = max(len(model.tokenize(task.item(i).questions[0].prompt)) for i in range(n_items))
+        self.n_tokens = longest + ROOM
+        self.context = Context(
+            model,
+            n_ctx=longest + 64 + len(self.depths) * ROOM,
+            n_seq_max=1 + len(self.depths),
+            kv_unified=True,
+            scaling=None,
+            n_batch=runtime.n_batch,
+            n_ubatch=runtime.n_ubatch,
+            n_threads=runtime.n_threads,
+            flash_attn=runtime.flash_attn,
+        )
+        self.n_computed = 0  # prompt tokens that went through the model so far
+        self._batch = Batch(self.context.n_batch)
+        self.lead_in = self._find_lead_in()
+
+    def close(self) -> None:
+        """Free the context."""
+        self.context.close()
+
+    def set_scaling(self, scaling: LayerScaling | None) -> None:
+        """Use these scales from now on."""
+        self.context.set_scaling(scaling, self.n_tokens)
+
+    def _find_lead_in(self) -> str:
+        """What this model says before the answer, learnt from a few easy items; a space if it never finds one."""
+        seen: Counter[str] = Counter()
+        for i in range(3):
+            for q in self.task.easy_item(i).questions:
+                text = greedy_answer(self.context, q.prompt).text
+                start = text.lower().find(q.answers[0].lower())
+                if start >= 0:
+                    seen[text[:start]] += 1
+        return seen.most_common(1)[0][0] if seen else " "
+
+    def run(self, i: int, *, full: bool = True) -> list[Answer]:
+        """Answers to the questions of item i, by depth.
+
+        full=False stops at the first mismatch: stricter (another lead-in counts as wrong) and much faster where
+        most answers are wrong; meant for searches on tasks with exact answers.
+        """
+        prompts = self._prompts_of(i)
+        context = self.context
+        context.clear()
+        shared = min(_common_prefix(prompts[0].tokens, p.tokens) for p in prompts)
+        shared = min(shared, min(len(p.tokens) for p in prompts) - 1)  # every branch needs a token of its own
+        branches = []
+        if all(len(p.tokens) - shared <= ROOM - MAX_ANSWER_TOKENS - MAX_GUESS for p in prompts):
+            self._prefill(prompts[0].tokens[:shared], 0)
+            for seq, p in enumerate(prompts, 1):
+                context.seq_cp(0, seq)
+                branches.append(_Branch(p, seq, shared, []))
+            self._resolve(branches, full)
+        else:  # the answers were moved, not the questions: one after another, keeping what two prompts share
+            cached = np.zeros(0, np.int32)
+            for p in prompts:
+                start = min(_common_prefix(cached, p.tokens), len(p.tokens) - 1)
+                context.seq_rm(0, start)
+                self._prefill(p.tokens[start:-1], start)
+                cached = p.tokens[:-1]
+                context.seq_cp(0, 1)
+                branches.append(_Branch(p, 1, len(p.tokens) - 1, []))
+                self._resolve(branches[-1:], full)
+                context.seq_rm(1)
+        return [
+            Answer(b.prompt.question.depth, b.correct, b.logprob, b.margin, self.model.detokenize(b.out))
+            for b in branches
+        ]
+
+    def _prompts_of(self, i: int) -> list[_Prompt]:
+        known = self._prompts.get(i)
+        if known is not None:
+            return known
+        made = [self._tokenised(q) for q in self.task.item(i).questions]
+        n = sum(len(p.tokens) for p in made)
+        if self._n_cached + n <= CACHED_TOKENS:
+            self._prompts[i] = made
+            self._n_cached += n
+        return made
+
+    def _tokenised(self, q: Question) -> _Prompt:
+        prompt = self.model.tokenize(q.prompt)
+        expected = self.lead_in + q.answers[0]
+        together = self.model.tokenize(q.prompt + expected)
+        if together[: len(prompt)] == prompt:
+            gold = together[len(prompt) :]
+        else:  # the seam would be tokenised otherwise
+            gold = self.model.tokenize(expected, add_special=False)
+        return _Prompt(q, np.array(prompt, np.int32), gold[:MAX_ANSWER_TOKENS])
+
+    def _prefill(self, tokens: Tokens, pos: int) -> None:
+        if len(tokens):
+            self.context.decode(tokens, pos)
+            self.n_computed += len(tokens)
+
+    def _resolve(self, branches: list[_Branch], full: bool) -> None:
+        """Teacher-force the expected answers, then decode on greedily where they are not what the model says."""
+        work = [(b, [*b.tail, *b.prompt.gold[:-1]], len(b.prompt.gold)) for b in branches]
+        self.n_computed += sum(len(tokens) - n + 1 for _, tokens, n in work)
+        for branch, logits in self._forward(work, [b.n_shared for b in branches]):
+            self._judge(branch, logits, full)
+        while open_branches := [b for b in branches if not b.done]:
+            guesses = [self._guess(b) for b in open_branches]
+            work = [(b, [b.out[-1], *g], 1 + len(g)) for b, g in zip(open_branches, guesses, strict=True)]
+            for branch, logits in self._forward(work, [len(b.prompt.tokens) + len(b.out) - 1 for b in open_branches]):
+                self._advance(branch, guesses[open_branches.index(branch)], logits)
+
+    def _forward(
+        self, work: list[tuple[_Branch, list[int], int]], positions: list[int]
+    ) -> list[tuple[_Branch, npt.NDArray[np.float32]]]:
+        """Decode the tokens of each branch from its position on; logits of its last n tokens, [n, n_vocab]."""
+        out: list[tuple[_Branch, npt.NDArray[np.float32]]] = []
+        b = self._batch
+        start = 0
+        while start < len(work):
+            stop, n = start, 0
+            rows: list[tuple[_Branch, slice]] = []
+            n_rows = 0
+            while stop < len(work) and n + len(work[stop][1]) <= b.n_tokens:
+                branch, tokens, n_logits = work[stop]
+                k = len(tokens)
+                b.token[n : n + k] = tokens
+                b.pos[n : n + k] = np.arange(positions[stop], positions[stop] + k)
+                b.seq[n : n + k, 0] = branch.seq
+                b.want[n : n + k] = 0
+                b.want[n + k - n_logits : n + k] = 1
+                rows.append((branch, slice(n_rows, n_rows + n_logits)))
+                n_rows += n_logits
+                n += k
+                stop += 1
+            if stop == start:
+                raise RopebendError(
+                    f"a question of {len(work[start][1])} tokens does not fit a batch of {b.n_tokens}; "
+                    "raise --batch-size"
+                )
+            self.context.run(b, n)
+            logits = self.context.all_logits(n_rows)
+            # the buffer is llama.cpp's and belongs to this decode
+            out += [(branch, logits[part].copy() if stop < len(work) else logits[part]) for branch, part in rows]
+            start = stop
+        return out
+
+    def _judge(self, branch: _Branch, logits: npt.NDArray[np.float32], full: bool) -> None:
+        gold = np.asarray(branch.prompt.gold)
+        best = logits.argmax(axis=1)
+        top = logits.max(axis=1)
+        log_z = top + np.log(np.exp((logits - top[:, None]).astype(np.float64)).sum(axis=1))
+        branch.logprob = float((logits[np.arange(len(gold)), gold] - log_z).mean())
+        wrong = np.flatnonzero(best != gold)
+        n_right = int(wrong[0]) if len(wrong) else len(gold)
+        branch.margin = float(_margins(logits[: n_right + 1]).min())
+        branch.out = branch.prompt.gold[:n_right]
+        if n_right == len(gold) and self._right(branch):
+            branch.correct = branch.done = True
+        elif not full or n_right == len(gold):
+            branch.done = True
+        else:
+            self.context.seq_rm(branch.seq, len(branch.prompt.tokens) + n_right)
+            self._append(branch, int(best[n_right]))
+
+    def _right(self, branch: _Branch) -> bool:
+        return self.task.is_right(self.model.detokenize(branch.out), branch.prompt.question)
+
+    def _append(self, branch: _Branch, token: int) -> None:
+        """Take the next greedy token and see whether the answer is decided."""
+        if self.model.is_eog(token):
+            branch.done = True
+            return
+        branch.out.append(token)
+        if self._right(branch):
+            branch.correct = branch.done = True
+        elif len(branch.out) >= MAX_ANSWER_TOKENS:
+            branch.done = True
+
+    def _guess(self, branch: _Branch) -> list[int]:
+        """What may come next: what followed the last tokens where they stood before, in the prompt or in the answer.
+
+        A wrong answer is mostly another value of the same JSON, so most guesses hold; a lone token costs llama.cpp
+        more than two (its matrix product of F16 by a single column is the slow one).
+        """
+        text = np.concatenate([branch.prompt.tokens, np.array(branch.out, np.int32)])
+        limit = min(branch.n_guess, MAX_ANSWER_TOKENS - len(branch.out))
+        pair = np.flatnonzero((text[:-2] == text[-2]) & (text[1:-1] == text[-1]))
+        if len(pair):
+            return text[pair[-1] + 2 :][:limit].tolist()
+        single = np.flatnonzero(text[:-1] == text[-1])
+        return text[single[-1] + 1 :][: min(limit, 1)].tolist() if len(single) else []
+
+    def _advance(self, branch: _Branch, guess: list[int], logits: npt.NDArray[np.float32]) -> None:
+        """Keep the guesses that greedy decoding would have made, and its own token where it parts from them."""
+        best = logits.argmax(axis=1)
+        margins = _margins(logits)
+        for j, token in enumerate(best.tolist()):
+            branch.margin = min(branch.margin, float(margins[j]))
+            self._append(branch, token)
+            if branch.done:
+                return
+            if j == len(guess) or guess[j] != token:
+                branch.n_guess = min(2 * branch.n_guess, MAX_GUESS) if j == len(guess) else max(2, j)
+                break
+        self.context.seq_rm(branch.seq, len(branch.prompt.tokens) + len(branch.out) - 1)
+
+
+def greedy_answer(
+    context: Context, prompt: str, task: RetrievalTask | None = None, question: Question | None = None
+) -> Answer:
+    """The slow road: the whole prompt alone in the cache, then one greedy token after another, no early end."""
+    model = context.model
+    tokens = model.tokenize(prompt)
+    context.clear()
+    context.decode(tokens, 0)
+    out: list[int] = []
+    margin = np.inf
+    while len(out) < MAX_ANSWER_TOKENS:
+        row = context.logits(-1)
+        token = int(row.argmax())
+        margin = min(margin, float(_margins(row[None])[0]))
+        if model.is_eog(token):
+            break
+        out.append(token)
+        if len(out) < MAX_ANSWER_TOKENS:
+            context.decode([token], len(tokens) + len(out) - 1)
+    text = model.detokenize(out)
+    correct = task is not None and question is not None and task.is_right(text, question)
+    return Answer(question.depth if question else np.nan, correct, np.nan, margin, text)
+
+
+def _margins(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    top = np.partition(logits, -2, axis=1)[:, -2:]
+    return top[:, 1] - top[:, 0]
+
+
+def _common_prefix(a: Tokens, b: Tokens) -> int:
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(a[:n] != b[:n])
+    return int(differ[0]) if len(differ) else n

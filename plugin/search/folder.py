@@ -1,0 +1,126 @@
+"""The run folder: config.json, evaluations.jsonl, factors.json, report.html and the pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from ropebend.errors import RopebendError, UsageError
+from ropebend.files import write_json
+from ropebend.scaling import LayerScaling
+from ropebend.search.run import Listener, Outcome, run_search
+from ropebend.search.spec import SearchSpec
+from ropebend.search.verdict import compare
+
+FORMAT = "ropebend-search/1"
+CONFIG, LOG, FACTORS = "config.json", "evaluations.jsonl", "factors.json"
+
+
+def start(folder: Path, spec: SearchSpec, *, force: bool = False) -> SearchSpec:
+    """Make a run folder for a new search.  Raises UsageError if one is there already (force: it is thrown away)."""
+    if (folder / CONFIG).exists() or (folder / LOG).exists():
+        if not force:
+            raise UsageError(
+                f"{folder}: holds a search already; go on with --resume {folder}, or --force to start anew"
+            )
+        (folder / LOG).unlink(missing_ok=True)
+        (folder / FACTORS).unlink(missing_ok=True)
+    spec = spec.model_copy(update={"model": str(Path(spec.model).absolute())})
+    config = {
+        "format": FORMAT,
+        "model_sha256": file_digest(spec.model),
+        "versions": versions(),
+        "search": spec.model_dump(mode="json"),
+    }
+    write_json(folder / CONFIG, config)
+    return spec
+
+
+def resume(folder: Path) -> tuple[SearchSpec, list[str]]:
+    """The spec of a search that was begun, and what differs since then (versions), in words.
+
+    Raises RopebendError if there is none, if it cannot be read, or if the model is another one now.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config["format"] != FORMAT:
+            raise ValueError(f"format {config['format']!r}")
+        spec = SearchSpec.model_validate(config["search"])
+        digest, then = config["model_sha256"], dict(config["versions"])
+    except OSError as e:
+        raise RopebendError(f"{path}: {e.strerror}; is {folder} the folder of a search?") from None
+    except (ValueError, KeyError, TypeError, ValidationError) as e:
+        raise RopebendError(f"{path}: not a search's configuration: {e}") from None
+    if file_digest(spec.model) != digest:
+        raise RopebendError(f"{spec.model}: is not the file any more that this search was begun with")
+    changed = [f"{k} {then.get(k)} then, {v} now" for k, v in versions().items() if then.get(k) != v]
+    return spec, changed
+
+
+def run_in(folder: Path, spec: SearchSpec, listener: Listener | None = None) -> tuple[Outcome, LayerScaling]:
+    """Search, and write factors.json, report.html and the pictures."""
+    from ropebend.search.report import write_report
+
+    outcome = run_search(spec, folder / LOG, listener)
+    layers = with_provenance(outcome)
+    layers.save(folder / FACTORS)
+    if outcome.tests:
+        write_report(folder, outcome)
+    return outcome, layers
+
+
+def with_provenance(outcome: Outcome) -> LayerScaling:
+    """The result with everything that tells where it came from."""
+    spec, main = outcome.spec, outcome.main
+    scores: dict[str, Any] = {"search_score": round(main.best.score, 6), "search_items": main.n_items}
+    if outcome.tests:
+        scores["test"] = {
+            name: {
+                t.name: round(float(np.exp(-e.mean) if e.is_text else e.mean), 4)
+                for t, e in zip(outcome.tasks, by_task, strict=True)
+            }
+            for name, by_task in outcome.tests.items()
+        }
+        if "uniform" in outcome.tests:
+            c = compare(outcome.tests[spec.label][0], outcome.tests["uniform"][0])
+            scores["gain_over_uniform"] = [round(x, 4) for x in (c.mean, c.low, c.high)]
+            scores["best_uniform"] = outcome.found["uniform"].best.candidate.scales[0]
+    provenance = {
+        "model": {"file": Path(spec.model).name, "sha256": file_digest(spec.model)},
+        "tasks": [t.config() for t in outcome.tasks[: len(spec.tasks)]],
+        "n_ctx": outcome.n_ctx,
+        "search": {**spec.model_dump(mode="json", exclude={"model", "tasks", "transfer"})},
+        "evaluations": {name: f.n_evaluated for name, f in outcome.found.items()},
+        "interrupted": outcome.interrupted,
+        "scores": scores,
+        "versions": versions(),
+    }
+    return replace(outcome.layers, provenance=provenance)
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide the figures."""
+    import llama_cpp
+
+    import ropebend
+
+    return {"ropebend": ropebend.__version__, "llama_cpp_python": llama_cpp.__version__, "numpy": np.__version__}
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, hex.  Raises RopebendError if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
+    except OSError as e:
+        raise RopebendError(f"{path}: {e.strerror}") from None
+    return digest.hexdigest()

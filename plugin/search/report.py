@@ -1,0 +1,113 @@
+"""report.html (self-contained) and the pictures of a run."""
+
+from __future__ import annotations
+
+import base64
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from ropebend import plot
+from ropebend.evaluate import Evaluation
+from ropebend.files import write_bytes
+from ropebend.search.run import Outcome
+from ropebend.search.verdict import compare, figure, gain, verdict
+from ropebend.stats import wilson
+
+
+def write_report(folder: Path, outcome: Outcome) -> None:
+    """Write report.html and its pictures into the run folder."""
+    title = title_of(outcome)
+    tests = {name: by_task[0] for name, by_task in outcome.tests.items()}
+    pictures = [("Scales", "scales.png", plot.scales(title, outcome.found, outcome.spec.label))]
+    pictures.append(("Best score by generation", "scores.png", plot.scores(title, outcome.found)))
+    if not next(iter(tests.values())).is_text:
+        pictures.append(("Accuracy by depth", "accuracy.png", plot.accuracy(title, tests)))
+    for _, name, data in pictures:
+        write_bytes(folder / name, data)
+    template = jinja2.Environment(autoescape=True).from_string(
+        resources.files("ropebend.search").joinpath("report.html.jinja").read_text()
+    )
+    html = template.render(
+        title=title,
+        verdict=verdict(outcome),
+        summary=summary(outcome),
+        tables=_tables(outcome),
+        pictures=[{"title": t, "data": base64.b64encode(d).decode()} for t, _, d in pictures],
+        config=json.dumps(outcome.spec.model_dump(mode="json", exclude={"model"}), indent=2),
+    )
+    write_bytes(folder / "report.html", html.encode())
+
+
+def title_of(outcome: Outcome) -> str:
+    """Model, task and length."""
+    config = outcome.tasks[0].config()
+    what = f"{config['keys']} key-value pairs" if "keys" in config else str(config["name"])
+    return f"{outcome.info.name}: {what}, up to {outcome.n_ctx} tokens (trained at {outcome.info.n_ctx_train})"
+
+
+def summary(outcome: Outcome) -> str:
+    """What was spent."""
+    n = sum(f.n_evaluated for f in outcome.found.values())
+    return (
+        f"{n} sets of scales measured in {len(outcome.found)} searches, {outcome.n_tokens / 1e6:.1f} M prompt tokens, "
+        f"{outcome.seconds / 60:.1f} minutes; winners judged on {outcome.spec.test} items never seen in the search."
+    )
+
+
+def _tables(outcome: Outcome) -> list[dict[str, Any]]:
+    main = outcome.spec.label
+    out = []
+    for i, task in enumerate(outcome.tasks):
+        part = "objective" if i < len(outcome.spec.tasks) else "transfer: not searched on"
+        results = {name: by_task[i] for name, by_task in outcome.tests.items()}
+        is_text = results["unscaled"].is_text
+        config = ", ".join(
+            f"{k} {v}" for k, v in task.config().items() if k not in ("name", "depths") and v is not None
+        )
+        out.append(
+            {
+                "title": f"{task.name} ({part})",
+                "head": [
+                    "scales",
+                    "perplexity" if is_text else "accuracy",
+                    *_depths(results["unscaled"]),
+                    f"{main} against it",
+                ],
+                "rows": [
+                    [
+                        name,
+                        figure(r),
+                        *_by_depth(r),
+                        "" if name == main else gain(compare(results[main], r), is_text=is_text),
+                    ]
+                    for name, r in results.items()
+                ],
+                "note": f"{config}. Brackets: 95 % intervals (by depth Wilson, else bootstrap over items); "
+                "p: paired sign-flip test by item.",
+            }
+        )
+    rows = [
+        [name, f.n_evaluated, f"{f.best.score:.4f}", f.n_items, f"{f.best.candidate.factor:g}",
+         " ".join(f"{s:g}" for s in f.best.candidate.scales)]
+        for name, f in outcome.found.items()
+    ]  # fmt: skip
+    head = ["search", "evaluations", "score", "on items", "factor", "scales by layer"]
+    return [*out, {"title": "Winners", "head": head, "rows": rows, "note": ""}]
+
+
+def _depths(result: Evaluation) -> list[str]:
+    return [] if result.is_text else [f"depth {d:g}" for d in result.depths]
+
+
+def _by_depth(result: Evaluation) -> list[str]:
+    if result.is_text:
+        return []
+    cells = []
+    for column in result.value.T:
+        low, high = wilson(int(column.sum()), len(column))
+        cells.append(f"{column.mean():.0%} [{100 * low:.0f}–{100 * high:.0f}]")
+    return cells

@@ -1,0 +1,132 @@
+"""What decides a search, as it stands in config.json.  Same spec, model and versions: the same factors to the bit
+(where the budget is not a time, and at fixed threads)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ropebend.errors import UsageError
+from ropebend.evaluate import Runtime
+from ropebend.scaling import RopeMethod
+from ropebend.search.objective import Objective, Term
+from ropebend.tasks import Task, make_task, option_types
+
+CONTROLS = ("uniform", "line", "free", "random")
+UNIFORM_BUDGET = 48  # evaluations; one gene needs no more
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskSpec(_Strict):
+    """A task, its options, and its part in the objective (see `objective.Term`)."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    weight: float = 1.0
+    keep: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> TaskSpec:
+        """Read "perplexity:text=wiki.txt,length=1024,keep=0.02".  Raises UsageError."""
+        name, _, rest = text.partition(":")
+        types = option_types(name) or {}
+        values: dict[str, Any] = {}
+        for part in filter(None, rest.split(",")):
+            key, equals, value = part.partition("=")
+            kind = float if key in ("weight", "keep") else types.get(key, str)
+            try:
+                if kind is tuple:
+                    values[key] = [float(v) for v in value.split("/")]
+                else:
+                    values[key] = kind(value) if kind in (int, float) else value
+            except ValueError:
+                equals = ""
+            if not equals:
+                raise UsageError(f"task {text!r}: expected NAME:option=value,option=value …, got {part!r}")
+        own = {k: values.pop(k) for k in ("weight", "keep") if k in values}
+        return cls(name=name, options=values, **own)
+
+    def make(self) -> Task:
+        """The task itself."""
+        return make_task(self.name, self.options)
+
+
+class SearchSpec(_Strict):
+    """Everything that `ropebend search` can be told.
+
+    budget    see `Budget`; shared equally by the search and its controls (uniform takes 48 evaluations at most)
+    screen    items on which every candidate is measured
+    finals    (candidates, items) in turn: so many of the best are measured on so many items
+    test      items on which the winners are judged; never seen before
+    controls  "uniform", "line", "free", "random": what the result is compared with
+    """
+
+    model: str
+    tasks: tuple[TaskSpec, ...]
+    transfer: tuple[TaskSpec, ...] = ()
+    method: str = "none"
+    factor: float = 1.0
+    factor_range: tuple[float, float] | None = None
+    genome: str = "bezier"
+    optimiser: str = "ga"
+    controls: tuple[str, ...] = CONTROLS
+    budget: str = "400"
+    population: int = 16
+    screen: int = 6
+    finals: tuple[tuple[int, int], ...] = ((24, 24),)
+    test: int = 100
+    depth_weights: tuple[float, ...] | None = None
+    worst: float = 0.2
+    seed: int = 1
+    workers: int = 1
+    threads: int = 0
+    gpu_layers: int = 0
+    batch_size: int = 512
+    ubatch_size: int = 256
+    flash_attn: bool = False
+
+    @property
+    def n_search(self) -> int:
+        """Items that the search sees: the first ones."""
+        return max(self.screen, *(n for _, n in self.finals)) if self.finals else self.screen
+
+    @property
+    def runtime(self) -> Runtime:
+        """How to run llama.cpp."""
+        return Runtime(self.threads, self.gpu_layers, self.batch_size, self.ubatch_size, self.flash_attn)
+
+    @property
+    def rope(self) -> RopeMethod:
+        """The extension method underneath."""
+        return RopeMethod(self.method, self.factor)
+
+    def objective(self) -> Objective:
+        """The tasks with their parts."""
+        weights = self.depth_weights
+        return Objective(
+            tuple(
+                Term(t.make(), t.weight, t.keep, weights if i == 0 else None, self.worst)
+                for i, t in enumerate(self.tasks)
+            )
+        )
+
+    def searches(self) -> list[tuple[str, str, str]]:
+        """(name, genome, optimiser) of each search in order: cheap controls first, the search itself last."""
+        known = {
+            "uniform": ("uniform", "ga"),
+            "line": ("line", "ga"),
+            "free": ("free", "ga"),
+            "random": (self.genome, "random"),
+        }
+        out = [(name, *known[name]) for name in CONTROLS if name in self.controls]
+        own = (self.genome, self.optimiser)
+        return [*(s for s in out if s[1:] != own), (self.label, *own)]
+
+    @property
+    def label(self) -> str:
+        """Name of the search itself in tables."""
+        return f"{self.genome} {self.optimiser}"

@@ -1,0 +1,162 @@
+"""Where measurements are made: in this process, or in worker processes that share the mmapped weights."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from ropebend.errors import RopebendError
+from ropebend.evaluate import Evaluator, Row, Runtime, measure, open_evaluator
+from ropebend.model import Closing, Model, available_threads
+from ropebend.scaling import LayerScaling
+from ropebend.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Job:
+    """Items [start, stop) of task number `task` under some scales; full: see `evaluate.measure`."""
+
+    scaling: LayerScaling | None
+    task: int
+    start: int
+    stop: int
+    full: bool
+
+
+@dataclass(frozen=True)
+class Done:
+    """Rows of a job, how many prompt tokens went through the model for them, and how long the task's sequences get."""
+
+    rows: tuple[Row, ...]
+    n_tokens: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a worker needs: the model, the tasks with their numbers of items, how to run."""
+
+    model: str
+    tasks: tuple[tuple[Task, int], ...]
+    runtime: Runtime
+
+
+class Worker(Closing):
+    """A model and one evaluator per task, made when the task first comes up."""
+
+    def __init__(self, bench: Bench):
+        self.bench = bench
+        self.model = Model(bench.model, n_gpu_layers=bench.runtime.n_gpu_layers)
+        self._evaluators: dict[int, Evaluator] = {}
+
+    def evaluator(self, task: int) -> Evaluator:
+        """The evaluator of a task."""
+        if task not in self._evaluators:
+            what, n_items = self.bench.tasks[task]
+            self._evaluators[task] = open_evaluator(self.model, what, n_items, self.bench.runtime)
+        return self._evaluators[task]
+
+    def run(self, job: Job) -> Done:
+        """Do a job."""
+        evaluator = self.evaluator(job.task)
+        evaluator.set_scaling(job.scaling)
+        before = evaluator.n_computed
+        rows = tuple(measure(evaluator, i, full=job.full) for i in range(job.start, job.stop))
+        return Done(rows, evaluator.n_computed - before, evaluator.n_tokens)
+
+    def close(self) -> None:
+        """Free contexts and weights."""
+        for evaluator in self._evaluators.values():
+            evaluator.close()
+        self._evaluators.clear()
+        self.model.close()
+
+
+class Executor(Protocol):
+    """Does jobs, in any order."""
+
+    n_workers: int
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Done]]:
+        """Number of each job and what came of it, as they are done."""
+        ...
+
+    def close(self) -> None:
+        """Stop."""
+        ...
+
+
+class LocalExecutor:
+    """One worker in this process."""
+
+    n_workers = 1
+
+    def __init__(self, bench: Bench):
+        self._worker = Worker(bench)
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Done]]:
+        """In order."""
+        for i, job in enumerate(jobs):
+            yield i, self._worker.run(job)
+
+    def close(self) -> None:
+        """Free the model."""
+        self._worker.close()
+
+
+class ProcessExecutor:
+    """Worker processes on this machine; threads are shared out among them."""
+
+    def __init__(self, bench: Bench, n_workers: int):
+        self.n_workers = n_workers
+        threads = bench.runtime.n_threads or available_threads()
+        bench = replace(bench, runtime=replace(bench.runtime, n_threads=max(1, threads // n_workers)))
+        self._pool = ProcessPoolExecutor(
+            n_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start, initargs=(bench,)
+        )
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Done]]:
+        """As they are done.  Raises RopebendError if a worker dies (nothing that was done is lost)."""
+        futures: dict[Future[Done], int] = {}
+        try:
+            futures = {self._pool.submit(_run, job): i for i, job in enumerate(jobs)}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise RopebendError("a worker process died (out of memory?); fewer --workers need less of it") from None
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def close(self) -> None:
+        """Let the running jobs end and stop the processes."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+_worker: Worker | RopebendError | None = None
+
+
+def _start(bench: Bench) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then tells us to stop
+    try:
+        _worker = Worker(bench)
+    except RopebendError as e:
+        _worker = e  # an initializer that raises would only say that the pool is broken
+
+
+def _run(job: Job) -> Done:
+    if isinstance(_worker, RopebendError):
+        raise _worker
+    assert _worker is not None
+    return _worker.run(job)
+
+
+def open_executor(bench: Bench, n_workers: int) -> Executor:
+    """n_workers processes; 1: this one."""
+    return LocalExecutor(bench) if n_workers == 1 else ProcessExecutor(bench, n_workers)

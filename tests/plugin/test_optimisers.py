@@ -1,0 +1,188 @@
+"""The search cores: reproducible, never ask twice, find what is there to be found."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from ropebend import RopebendError
+from ropebend.search.budget import Budget
+from ropebend.search.optimisers import OPTIMISERS, GeneticSearch, Optimiser, make_optimiser
+from ropebend.search.space import SPACES, Candidate, Space, make_space, uniform_grid
+
+UNIFORM = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+
+
+def bowl(target: list[float]) -> Callable[[Candidate], float]:
+    return lambda candidate: -float(np.square(np.array(candidate.scales) - target).sum())
+
+
+def run(optimiser: Optimiser, score: Callable[[Candidate], float], budget: int) -> list[Candidate]:
+    asked = []
+    while optimiser.n_evaluated < budget:
+        candidates = optimiser.ask()
+        if not candidates:
+            break
+        asked += candidates
+        optimiser.tell([score(c) for c in candidates])
+    return asked
+
+
+def make(n_layer: int, optimiser: str = "ga", genome: str = "bezier", seed: int = 1) -> Optimiser:
+    return make_optimiser(optimiser, make_space(genome, n_layer), seed=seed, uniform_scales=UNIFORM)
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("genome", SPACES)
+def test_same_seed_same_run_and_nothing_is_asked_twice(name: str, genome: str) -> None:
+    score = bowl([1.0, 2.0, 3.0, 2.0, 1.0, 1.0])
+    first, second = (run(make(6, name, genome), score, 120) for _ in range(2))
+    assert first == second
+    assert len({c.key for c in first}) == len(first)
+    if genome != "uniform":
+        assert run(make(6, name, genome, seed=2), score, 120) != first
+
+
+@pytest.mark.parametrize("name", ["ga", "cma"])
+def test_it_finds_a_curve_and_beats_every_uniform_scale_and_random_draws(name: str) -> None:
+    target = [1.0, 1.0, 1.2, 1.6, 2.2, 2.8, 3.2, 3.4]
+    optimiser, lot = make(8, name, seed=5), make(8, "random", seed=5)
+    run(optimiser, bowl(target), 400)
+    run(lot, bowl(target), 400)
+    best_uniform = max(f for (scales, _), f in optimiser.scores.items() if len(set(scales)) == 1)
+    assert optimiser.best.score > best_uniform / 10  # negative: a tenth of the distance
+    assert optimiser.best.score > lot.best.score
+    assert np.abs(np.array(optimiser.best.candidate.scales) - target).max() < 0.35
+
+
+@pytest.mark.parametrize(
+    ("genome", "target"),
+    [
+        ("line", [1.5, 2.0, 2.5, 3.0]),
+        ("line", [1.0, 1.0, 2.0, 3.0]),
+        ("free", [1.0, 3.0, 1.2, 2.5]),
+        ("uniform", [2.2] * 4),
+    ],
+)
+def test_each_genome_reaches_what_it_can_stand_for(genome: str, target: list[float]) -> None:
+    optimiser = make(4, "ga", genome)
+    run(optimiser, bowl(target), 600)
+    assert np.abs(np.array(optimiser.best.candidate.scales) - target).max() <= 0.12
+
+
+def test_a_line_is_a_line_and_a_uniform_scale_is_one() -> None:
+    for genome in ("line", "uniform"):
+        for candidate in run(make(5, "ga", genome), bowl([3.0, 1.0, 2.0, 1.0, 1.0]), 60):
+            values = np.array(candidate.scales)
+            inner = values[(values > 1.0) & (values < 6.0)]
+            assert (np.abs(np.diff(inner, 2)) < 0.03).all()
+            assert candidate.control_points is not None
+            assert genome == "line" or len(set(candidate.scales)) == 1
+
+
+def test_it_starts_with_all_ones_and_uniform_scales_then_around_the_best_of_them() -> None:
+    optimiser = make_optimiser("ga", make_space("bezier", 6), uniform_scales=(1.5, 2.0, 3.0))
+    first = optimiser.ask()
+    assert [c.scales for c in first] == [(s,) * 6 for s in (1.0, 1.5, 2.0, 3.0)]
+    optimiser.tell([bowl([2.0] * 6)(c) for c in first])
+    assert {"uniform", "ramp", "bump", "dip"} <= {c.origin.split()[0] for c in optimiser.ask()}
+
+
+@pytest.mark.parametrize("genome", SPACES)
+def test_scales_stay_in_bounds_on_the_grid(genome: str) -> None:
+    optimiser = make_optimiser("ga", make_space(genome, 6, max_scale=3.0), uniform_scales=UNIFORM)
+    run(optimiser, bowl([9.0, 0.0, 9.0, 0.0, 9.0, 0.0]), 200)
+    scales = np.array([s for s, _ in optimiser.scores])
+    assert scales.min() >= 1.0
+    assert scales.max() <= 3.0
+    assert np.array_equal(scales, scales.round(2))
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_the_factor_is_searched_along(name: str) -> None:
+    space = make_space("line", 4, factor=2.0, factor_range=(1.0, 8.0))
+
+    def score(c: Candidate) -> float:
+        return -abs(np.log(c.factor / 5.0)) - 0.1 * abs(c.scales[0] - 1.0)
+
+    optimiser = make_optimiser(name, space, seed=1, uniform_scales=(1.5,))
+    asked = run(optimiser, score, 300)
+    assert asked[0].factor == 2.0
+    assert all(1.0 <= c.factor <= 8.0 for c in asked)
+    assert optimiser.best.candidate.factor == pytest.approx(5.0, rel=0.1)
+
+
+def test_the_best_never_gets_worse() -> None:
+    ga = make(6, seed=2)
+    best = -np.inf
+    for _ in range(12):
+        ga.tell([bowl([1.0, 3.0, 1.0, 1.0, 2.0, 1.0])(c) for c in ga.ask()])
+        assert ga.best.score >= best
+        best = ga.best.score
+        assert [s.score for s in ga.top(9)] == sorted((s.score for s in ga.top(9)), reverse=True)
+
+
+def test_a_short_tell_keeps_what_was_measured() -> None:
+    ga = make(4)
+    ga.ask()
+    ga.tell([0.5, 0.25])
+    assert ga.n_evaluated == 2
+    assert ga.best.score == 0.5
+    with pytest.raises(RopebendError, match="nothing has been measured"):
+        _ = make(4).best
+
+
+def test_ask_before_tell_is_a_mistake() -> None:
+    ga = make(4)
+    ga.ask()
+    with pytest.raises(RuntimeError, match="tell the scores"):
+        ga.ask()
+
+
+@pytest.mark.parametrize("n_layer", [1, 2])
+@pytest.mark.parametrize("genome", SPACES)
+def test_small_models_have_a_search_too(n_layer: int, genome: str) -> None:
+    optimiser = make(n_layer, "ga", genome)
+    run(optimiser, bowl([2.0] * n_layer), 60)
+    assert optimiser.best.candidate.scales == pytest.approx((2.0,) * n_layer, abs=0.1)
+
+
+def test_mistakes_are_named() -> None:
+    for call, message in (
+        (lambda: make_space("x", 4), "genome: expected one of bezier"),
+        (lambda: make_optimiser("x", make_space("line", 4)), "optimiser: expected one of ga"),
+        (lambda: GeneticSearch(make_space("line", 4), population=1), "population: expected 2"),
+        (lambda: make_space("line", 4, factor=3.0, factor_range=(4.0, 8.0)), "factor: expected 1"),
+    ):
+        with pytest.raises(RopebendError, match=message):
+            call()
+
+
+def test_newcomers_stay_in_bounds() -> None:
+    for kind in SPACES.values():
+        space: Space = kind(7)
+        rng = np.random.default_rng(0)
+        for _ in range(50):
+            genes = space.newcomer(rng)
+            assert (genes >= space.low).all()
+            assert (genes <= space.high).all()
+
+
+def test_the_uniform_grid_reaches_past_the_stretch() -> None:
+    for stretch in (0.5, 1.0, 2.0, 4.0, 16.0):
+        grid = uniform_grid(stretch)
+        assert grid[0] == 1.1
+        assert grid[-1] >= 1.3 * stretch
+        assert (np.diff(grid) > 0).all()
+        assert (np.diff(grid) / grid[:-1] < 0.16).all()
+
+
+def test_budgets() -> None:
+    assert Budget.parse("300") == Budget(300, "evaluations")
+    assert Budget.parse("5Mtok") == Budget(5e6, "tokens")
+    assert Budget.parse("1.5h") == Budget(5400, "seconds")
+    assert Budget.parse("90 s").share(3) == Budget(30, "seconds")
+    assert Budget.parse("100").share(3) == Budget(33, "evaluations")
+    for bad in ("", "0", "1.5", "10x", "-3", "m"):
+        with pytest.raises(RopebendError, match="budget: expected evaluations"):
+            Budget.parse(bad)

@@ -1,0 +1,248 @@
+"""Whole searches on the bundled model: resumed, in parallel, with constraints, with every method; the same factors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ropebend import LayerScaling, RopebendError
+from ropebend.evaluate import Evaluation, Row
+from ropebend.search import Listener, SearchSpec, TaskSpec, run_search, verdict
+from ropebend.search import folder as run_folder
+from ropebend.search.measure import CHUNK, Measurer
+from ropebend.search.objective import Objective, Term, depth_weights
+from ropebend.search.space import Candidate
+from ropebend.search.verdict import compare
+from ropebend.search.workers import Done, Job
+from ropebend.tasks.kv import KVRetrieval
+from ropebend.tasks.text import Perplexity
+
+NEEDLE = str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf")
+KV = TaskSpec(name="kv", options={"keys": 6, "depths": [0.0, 1.0]})
+
+
+def spec(**changes: Any) -> SearchSpec:
+    small = {"model": NEEDLE, "tasks": (KV,), "controls": ("uniform",), "budget": "16", "screen": 1, "threads": 1}
+    return SearchSpec(**{**small, "finals": ((3, 2),), "test": 2, "population": 6, **changes})
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LayerScaling]:
+    folder = tmp_path_factory.mktemp("plain")
+    started = run_folder.start(folder, spec())
+    return folder, run_folder.run_in(folder, started)[1]
+
+
+def test_a_run_folder_holds_everything(plain: tuple[Path, LayerScaling]) -> None:
+    folder, layers = plain
+    assert LayerScaling.load(folder / "factors.json") == layers
+    provenance = json.loads((folder / "factors.json").read_text())["provenance"]
+    assert provenance["evaluations"]["bezier ga"] == 16
+    assert len(provenance["model"]["sha256"]) == 64
+    assert set(provenance["scores"]["test"]) == {"unscaled", "uniform", "bezier ga"}
+    for name in ("scales.png", "scores.png", "accuracy.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    html = (folder / "report.html").read_text()
+    assert html.count("data:image/png;base64,") == 3
+    assert "http" not in html.replace("http-equiv", "")  # nothing from outside
+    assert "on too few test items to tell" in html
+
+
+def test_two_workers_find_the_same_factors_as_one(plain: tuple[Path, LayerScaling], tmp_path: Path) -> None:
+    started = run_folder.start(tmp_path, spec(workers=2, threads=2))
+    _, layers = run_folder.run_in(tmp_path, started)
+    assert layers.layer_scale == plain[1].layer_scale
+    assert layers.provenance["scores"] == plain[1].provenance["scores"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("lines", [2, 14, 40])
+def test_killed_and_resumed_it_ends_in_the_same_factors(
+    plain: tuple[Path, LayerScaling], tmp_path: Path, lines: int
+) -> None:
+    """SIGKILL once the log has so many lines, and a torn line at its end; then --resume."""
+    run_folder.start(tmp_path, spec())
+    log = tmp_path / "evaluations.jsonl"
+    command = [sys.executable, "-m", "ropebend.cli", "search", "--resume", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
+        while run.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < lines):
+            os.sched_yield()
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+    measured = log.read_bytes()
+    with open(log, "ab") as f:
+        f.write(b'{"scales": [1.0, 1.')
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert log.read_bytes().startswith(measured[: measured.rfind(b"\n") + 1])
+    assert (tmp_path / "factors.json").read_bytes() == (plain[0] / "factors.json").read_bytes()
+
+
+def test_resuming_refuses_what_is_not_the_same(tmp_path: Path) -> None:
+    with pytest.raises(RopebendError, match=r"is .* the folder of a search"):
+        run_folder.resume(tmp_path)
+    model = tmp_path / "m.gguf"
+    model.write_bytes(Path(NEEDLE).read_bytes())
+    run_folder.start(tmp_path, spec(model=str(model)))
+    with pytest.raises(RopebendError, match="holds a search already; go on with --resume"):
+        run_folder.start(tmp_path, spec())
+    model.write_bytes(Path(NEEDLE).read_bytes() + b"x")
+    with pytest.raises(RopebendError, match="not the file any more"):
+        run_folder.resume(tmp_path)
+    (tmp_path / "config.json").write_text('{"format": "x"}')
+    with pytest.raises(RopebendError, match="not a search's configuration"):
+        run_folder.resume(tmp_path)
+    (tmp_path / "evaluations.jsonl").write_text('{"scales": 1}\n')
+    with pytest.raises(RopebendError, match=r"evaluations\.jsonl: line 1: not a measurement"):
+        run_search(spec(), tmp_path / "evaluations.jsonl")
+
+
+@pytest.mark.parametrize(("method", "factor"), [("linear", 2.0), ("ntk", 2.0), ("dynamic-ntk", 2.0), ("yarn", 2.0)])
+def test_methods_with_their_factor_searched_along(method: str, factor: float) -> None:
+    outcome = run_search(
+        spec(method=method, factor=factor, factor_range=(1.0, 4.0), genome="free", optimiser="cma", budget="30")
+    )
+    assert outcome.layers.rope.method == method
+    factors = {s.candidate.factor for s in outcome.main.ranked}
+    assert all(1.0 <= f <= 4.0 for f in factors)
+    assert outcome.layers.rope.factor == outcome.main.best.candidate.factor
+
+
+def test_all_controls_second_tasks_and_transfer(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("One day a girl named Lily went to the park. She saw a big dog! " * 30)
+    text = {"text": str(tmp_path / "t.txt"), "length": 64}
+    started = run_folder.start(
+        tmp_path,
+        spec(
+            tasks=(KV, TaskSpec(name="perplexity", options=text, keep=0.05)),
+            transfer=(TaskSpec.parse("kv:keys=8,depths=0/1"), TaskSpec(name="perplexity", options=text)),
+            controls=("uniform", "line", "free", "random"), budget="40", test=3,
+        ),
+    )  # fmt: skip
+    outcome, _ = run_folder.run_in(tmp_path, started)
+    assert list(outcome.tests) == ["unscaled", "uniform", "line", "free", "random", "bezier ga"]
+    assert [len(by_task) for by_task in outcome.tests.values()] == [4] * 6
+    assert [f.n_evaluated for f in outcome.found.values()][1:] == [10] * 4
+    html = (tmp_path / "report.html").read_text()
+    assert html.count("(transfer: not searched on)") == 2
+    assert html.count("<th>perplexity</th>") == 2
+
+
+def test_budgets_in_tokens_and_time_end_a_search() -> None:
+    assert run_search(spec(budget="3ktok")).main.n_evaluated < 60
+    seen: list[str] = []
+
+    class Stages(Listener):
+        def stage(self, stage: str, n_items: int) -> None:
+            seen.append(stage)
+
+    outcome = run_search(spec(budget="0.01s"), listener=Stages())
+    assert len(outcome.main.history) == 1  # the clock is read between generations
+    assert seen == ["uniform", "bezier ga", "finals: uniform", "finals: bezier ga", "test"]
+
+
+# ---- objective, measurer, verdict: the arithmetic
+
+
+def rows(*values: Sequence[float]) -> list[Row]:
+    return [Row(tuple(v), tuple(-1e9 for _ in v)) for v in values]
+
+
+def test_scores_weigh_depths_and_the_worst_one() -> None:
+    task = KVRetrieval(keys=2, depths=[0.0, 1.0])
+    got = rows([1, 0], [1, 1])
+    assert Term(task, worst=0.0).score(got) == pytest.approx(0.75)
+    assert Term(task, worst=0.5).score(got) == pytest.approx(0.5 * 0.75 + 0.5 * 0.5)
+    assert Term(task, depth_weights=(3, 1), worst=0.0).score(got) == pytest.approx(0.875)
+    soft = Term(task, worst=0.0).score([Row((0.0, 0.0), (0.0, 0.0))])
+    assert soft == pytest.approx(0.1)
+
+
+def test_constraints_cost_only_when_broken(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("x" * 100)
+    text = Term(Perplexity(text=tmp_path / "t.txt", length=8), keep=0.05)
+    kv = Term(KVRetrieval(keys=2, depths=[0.0, 1.0]), worst=0.0, weight=2.0)
+    objective = Objective((kv, text))
+    base = [rows([0, 0]), rows([-2.0])]
+    assert objective.score([rows([1, 1]), rows([-2.0 - np.log(1.05)])], base) == pytest.approx(2.0)
+    assert objective.score([rows([1, 1]), rows([-2.0 - np.log(1.05) - 0.1])], base) == pytest.approx(1.0)
+    kept = Objective((Term(kv.task, keep=0.25),))
+    assert kept.score([rows([1, 0])], [rows([1, 1])]) == pytest.approx(-2.5)
+
+
+def test_depth_weights() -> None:
+    assert depth_weights(None, 4).tolist() == [0.25] * 4
+    assert depth_weights([1, 3], 2).tolist() == [0.25, 0.75]
+    for bad in ([1.0], [0.0, 0.0], [-1.0, 2.0], [float("nan"), 1.0]):
+        with pytest.raises(RopebendError, match="depth weights"):
+            depth_weights(bad, 2)
+
+
+class Recorder:
+    """An executor that says what it was asked for, in reverse order."""
+
+    n_workers = 1
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+
+    def run(self, jobs: Sequence[Job]) -> Any:
+        self.jobs += jobs
+        for i in reversed(range(len(jobs))):
+            n = jobs[i].stop - jobs[i].start
+            yield i, Done(tuple(Row((float(j),), (0.0,)) for j in range(jobs[i].start, jobs[i].stop)), 10 * n, 99)
+
+    def close(self) -> None:
+        pass
+
+
+def test_nothing_is_measured_twice_not_even_after_a_restart(tmp_path: Path) -> None:
+    objective = Objective((Term(KVRetrieval(keys=2, depths=[0.0])),))
+    base = LayerScaling((1.0, 1.0), "llama")
+    a, b = Candidate((1.5, 1.0)), Candidate((1.5, 1.0), control_points=((0, 1),) * 4)
+    log = tmp_path / "log.jsonl"
+    first = Recorder()
+    measurer = Measurer(objective, base, first, log)
+    assert [r.value[0] for r in measurer.rows([a], [0], range(20))[0][0]] == list(range(20))
+    assert [(j.start, j.stop) for j in first.jobs] == [(0, CHUNK), (CHUNK, 2 * CHUNK), (2 * CHUNK, 20)]
+    measurer.rows([b], [0], range(22))  # the same scales
+    assert [(j.start, j.stop) for j in first.jobs[3:]] == [(20, 22)]
+    measurer.close()
+    second = Recorder()
+    measurer = Measurer(objective, base, second, log)
+    got = measurer.rows([a, None], [0], range(22))
+    assert [r.value[0] for r in got[0][0]] == list(range(22))
+    assert {j.scaling for j in second.jobs} == {None}
+    assert (measurer.n_tokens, measurer.lengths) == (440, {0: 99})
+    assert not measurer.is_known(a, 23)
+    measurer.close()
+
+
+def test_comparisons_are_paired_by_item() -> None:
+    task = KVRetrieval(keys=2, depths=[0.0, 1.0])
+    rng = np.random.default_rng(0)
+    hard = rng.integers(0, 2, (40, 2))
+    worse = hard * (rng.random((40, 2)) < 0.6)
+    a, b = (Evaluation.of(task, rows(*x.tolist())) for x in (hard, worse))
+    c = compare(a, b)
+    assert 0 < c.low < c.mean < c.high
+    assert c.p < 0.01
+    same = compare(a, a)
+    assert (same.mean, same.p) == (0.0, 1.0)
+
+
+def test_the_verdict_follows_the_interval() -> None:
+    outcome = run_search(spec(budget="8"))
+    task = KVRetrieval(keys=2, depths=[0.0, 1.0])
+    good, bad = (Evaluation.of(task, rows(*([x, x] for _ in range(12)))) for x in (1.0, 0.0))
+    for mine, theirs, words in ((good, bad, "beat"), (bad, good, "WORSE"), (good, good, "within noise")):
+        outcome.tests.update({"uniform": [theirs], "bezier ga": [mine]})
+        assert words in verdict(outcome)

@@ -1,0 +1,160 @@
+"""Passkey, multi-document QA, perplexity and tasks of one's own: prompts to the letter, metrics, mistakes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ropebend import RopebendError, UsageError
+from ropebend.tasks import make_task, option_types
+from ropebend.tasks.mdqa import Document, MultiDocumentQA, normalised, prompt
+from ropebend.tasks.passkey import FILLER, HEAD, TAIL, Passkey
+from ropebend.tasks.task import Question
+
+
+def words(text: str) -> list[int]:
+    return [0] * len(text.split())
+
+
+def test_passkey_prompts_have_the_length_and_the_key_at_its_depth() -> None:
+    task = Passkey(length=400, depths=[0.0, 0.5, 1.0], seed=3)
+    task.prepare(words)
+    item = task.item(2)
+    (key,) = {q.answers for q in item.questions}
+    for q in item.questions:
+        assert q.prompt.startswith(HEAD)
+        assert q.prompt.endswith(TAIL)
+        assert 380 <= len(words(q.prompt)) <= 400
+        assert q.prompt.count(key[0]) == 2
+        body = q.prompt[len(HEAD) : -len(TAIL)]
+        assert body.index("The pass key") / len(body) == pytest.approx(q.depth, abs=0.08)
+    assert FILLER in item.questions[0].prompt
+    assert task.item(2) == item != task.item(1)
+    assert task.is_right(f" {key[0]}.", item.questions[0])
+    assert not task.is_right(" 1234.", item.questions[0])
+
+
+def test_passkey_takes_its_filler_from_a_text(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("Cats sleep.\nDogs bark. Birds sing.")
+    task = Passkey(length=120, text=tmp_path / "t.txt")
+    task.prepare(words)
+    assert "Dogs bark. Birds sing. Cats sleep. " in task.item(0).questions[0].prompt
+    with pytest.raises(RopebendError, match="passkey: a prompt takes at least"):
+        Passkey(length=20).prepare(words)
+
+
+def write_mdqa(path: Path, n: int, per_line: int = 1) -> Path:
+    lines = []
+    for i in range(n):
+        gold = {"title": f"T{i}", "text": f"The answer is city{i}.", "isgold": True}
+        others = [{"title": f"O{i}-{j}", "text": "Nothing.", "isgold": False} for j in range(per_line - 1)]
+        lines.append(
+            json.dumps({"question": f"which one is {i}", "answers": [f"The City{i}"], "ctxs": [*others, gold]})
+        )
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_the_mdqa_prompt_is_the_published_one() -> None:
+    assert prompt("who?", [Document("A", "x."), Document("B", "y.")]) == (
+        "Write a high-quality answer for the given question using only the provided search results (some of which "
+        "might be irrelevant).\n\nDocument [1](Title: A) x.\nDocument [2](Title: B) y.\n\nQuestion: who?\nAnswer:"
+    )
+
+
+@pytest.mark.parametrize("per_line", [1, 5])
+def test_the_gold_document_stands_at_its_depth(tmp_path: Path, per_line: int) -> None:
+    task = MultiDocumentQA(data=write_mdqa(tmp_path / "d.jsonl", 8, per_line), documents=5)
+    for i in (0, 7):
+        for place, q in enumerate(task.item(i).questions):
+            assert f"Document [{place + 1}](Title: T{i}) The answer is city{i}." in q.prompt
+            assert q.prompt.count("Document [") == 5
+            assert q.prompt.count("(Title: T") == (5 if per_line == 1 else 1)
+    assert task.easy_item(0).questions[0].prompt.count("Document [") == 1
+
+
+def test_the_mdqa_metric_is_best_subspan_of_the_first_line(tmp_path: Path) -> None:
+    task = MultiDocumentQA(data=write_mdqa(tmp_path / "d.jsonl", 1), documents=1)
+    question = Question(0.0, "", ("Marie Curie", "M. Skłodowska"))
+    assert normalised("The  Quick, a fox!") == "quick fox"
+    assert task.is_right(" It was marie CURIE, of course.\n", question)
+    assert not task.is_right(" It was Pierre.\nMarie Curie", question)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [("{}", "KeyError"), ('{"question": "q", "answers": ["a"], "ctxs": []}', "0 gold documents"), ("[", "JSON")],
+)
+def test_bad_mdqa_files_are_named(tmp_path: Path, line: str, reason: str) -> None:
+    (tmp_path / "bad.jsonl").write_text(line)
+    with pytest.raises(RopebendError, match=rf"bad.jsonl: line 1: expected an object with question.*{reason}"):
+        MultiDocumentQA(data=tmp_path / "bad.jsonl")
+
+
+def test_too_few_documents_are_said(tmp_path: Path) -> None:
+    with pytest.raises(RopebendError, match="too few lines to make up 5 documents"):
+        MultiDocumentQA(data=write_mdqa(tmp_path / "d.jsonl", 3), documents=5)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(RopebendError, match="the file is empty"):
+        MultiDocumentQA(data=tmp_path / "empty.jsonl")
+
+
+def test_perplexity_windows(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("a b c d e f g h i j k l m n o p q r s t")
+    task = make_task("perplexity", {"text": tmp_path / "t.txt", "length": 8})
+    task.prepare(lambda text: [ord(c) for c in text.split()])
+    assert task.n_items == 2
+    assert bytes(task.window(1)) == b"ijklmnop"  # type: ignore[attr-defined]
+    with pytest.raises(RopebendError, match="20 tokens do not fill a window of 32"):
+        make_task("perplexity", {"text": tmp_path / "t.txt", "length": 32}).prepare(words)
+
+
+OWN = """
+from ropebend.tasks.task import Item, Question, RetrievalTask
+
+class Colours(RetrievalTask):
+    name = "colours"
+    depths = (0.0,)
+
+    def __init__(self, word="red", **rest):
+        self.word = word
+
+    def item(self, i):
+        return Item((Question(0.0, f"{i}: {self.word} is", (self.word,)),))
+
+    easy_item = item
+
+    def is_right(self, answer, question):
+        return question.answers[0] in answer
+
+    def config(self):
+        return {"name": self.name, "word": self.word}
+
+task = Colours
+"""
+
+
+def test_a_task_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "colours.py"
+    path.write_text(OWN)
+    task = make_task(str(path), {"word": "blue"})
+    assert task.config() == {"name": "colours", "word": "blue"}
+    assert option_types(str(path)) is None
+    for text, message in (
+        ("x = 1", r"expected a function task"),
+        ("1/0", "ZeroDivisionError"),
+        ("task = lambda: 3", "returned int"),
+    ):
+        path.write_text(text)
+        with pytest.raises(RopebendError, match=message):
+            make_task(str(path), {})
+
+
+def test_mistakes_in_options_are_usage_errors() -> None:
+    for name, options, message in (
+        ("x", {}, "task: expected one of kv, passkey, mdqa, perplexity or a .py file"),
+        ("kv", {"length": 3}, "task kv: no option 'length'; it has keys"),
+        ("mdqa", {}, "task mdqa: option 'data' is missing"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            make_task(name, options)
