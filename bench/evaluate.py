@@ -98,9 +98,7 @@ def main(
     per_step = sum(spent["steps"]) / (20 * samples)
     n_questions = samples * 5
     print(f"{keys} pairs ({n_prompt / n_questions:.0f} tokens), {samples} JSON objects x 5 depths, {threads} thread(s)")
-    print(
-        f"answer tokens: {n_answer}; a prompt token costs {1e6 * per_prompt_token:.0f} us, a step {1e3 * per_step:.2f} ms"
-    )
+    print(f"answer tokens: {n_answer}; prompt token {1e6 * per_prompt_token:.0f} us, step {1e3 * per_step:.2f} ms")
     must = {
         "ropebend": (computed, n_answer),
         "Llama, reset": (n_prompt, n_answer),
