@@ -38,10 +38,14 @@ app = typer.Typer(add_completion=False)
 
 @app.command("add-scales")
 def add_scales(
-    model: Annotated[Path, typer.Argument(help="The GGUF model.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="The GGUF model.", show_default=False, readable=False)],
     factors: Annotated[
         Path | None,
-        typer.Argument(help="The scales: a factors.json or a bare JSON list, one scale a layer.", show_default=False),
+        typer.Argument(
+            help="The scales: a factors.json or a bare JSON list, one scale a layer.",
+            show_default=False,
+            readable=False,  # not to have the check made twice, in two wordings
+        ),
     ] = None,
     out: Annotated[
         Path | None,

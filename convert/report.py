@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from typing import Any
 
 from ropebend.convert.job import Job, Outcome
@@ -29,7 +30,7 @@ def facts(job: Job, outcome: Outcome | None) -> dict[str, Any]:
         "added": list(rewrite.added),
         "removed": [k for k in rewrite.replaced if k not in rewrite.added],
         "room": rewrite.room,
-        "parts": dict(outcome.parts) if outcome else {job.shards.value: sum(not p.there for p in job.parts)},
+        "parts": dict(outcome.parts if outcome else Counter(job.shards.value for p in job.parts if not p.there)),
     }
 
 

@@ -88,13 +88,13 @@ def test_a_corrupted_copy_is_caught(model: Path, monkeypatch: pytest.MonkeyPatch
     assert run(model, in_place, check=False) == Outcome("written", verified=False)
 
 
-@pytest.mark.parametrize("chunk", [CHUNK, 64])
+@pytest.mark.parametrize("chunk", [CHUNK, 1 << 16])
 @pytest.mark.parametrize("kernel", [True, False])
 def test_a_corrupted_byte_is_found_in_any_chunk(model: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, kernel: bool):
     with open(model, "ab") as f:
         f.write(bytes(3 * CHUNK + 7))  # after the last tensor, copied and compared as well
     monkeypatch.setattr(transfer, "COPY_CHUNK", 2 * CHUNK)
-    monkeypatch.setattr(transfer, "CHUNK", chunk * 1024)
+    monkeypatch.setattr(transfer, "CHUNK", chunk)
     if not kernel:
         monkeypatch.delattr(os, "copy_file_range", raising=False)
     assert run(model, False).verified
