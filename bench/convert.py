@@ -2,7 +2,7 @@
 """Time and memory of add_scales against cp and gguf-py's gguf_new_metadata: python bench/convert.py --folder /a/disk.
 
 Writes a model of --gib GiB into the folder and needs as much again.  The rounds are interleaved; ratios are taken
-within a round.  Cold: the model's pages are dropped from the cache before each run; warm: all of it is read before each run.
+within a round.  Cold: the model's pages are dropped from the cache before each run; warm: all of it is read before.
 Before each run everything is on the disk, so that nobody waits for another's writing.
 """
 
