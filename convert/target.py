@@ -112,7 +112,8 @@ def replacing(target: Target, source: GgufFile) -> Iterator[int]:
 
     Until then it has no name where the file system allows that, so that even SIGKILL leaves nothing behind; elsewhere
     a temporary one, and a later call removes what a killed one left.  If the body raises anything, the new file is
-    gone and the target as before.  Raises RopebendError if the target appeared meanwhile and may not be overwritten.
+    gone and the target as before.  What replaces a file is on the disk before; a new file gets there as with cp, in
+    the kernel's own time.  Raises RopebendError if the target appeared meanwhile and may not be overwritten.
     """
     folder = target.path.parent
     _remove_left_over(target.path)

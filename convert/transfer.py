@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import queue
@@ -72,23 +71,6 @@ def write_at(fd: int, raw: bytes, at: int) -> None:
         view, at = view[n:], at + n
 
 
-def start_writeback(fd: int, at: int, length: int) -> None:
-    """Ask the kernel to begin writing this range to the disk, so that a later fsync has little left to do."""
-    if _sync_file_range is not None:
-        _sync_file_range(fd, at, length, 2)  # SYNC_FILE_RANGE_WRITE: starts it, waits for nothing
-
-
-def _find_sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    with contextlib.suppress(OSError, AttributeError):
-        function = ctypes.CDLL(None).sync_file_range
-        function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-        return function
-    return None
-
-
-_sync_file_range = _find_sync_file_range() if sys.platform == "linux" else None
-
-
 def _copied(source: GgufFile, start: int, end: int, fd: int, shift: int) -> Iterator[tuple[int, int]]:
     """Copy [start, end) of the source to `shift` bytes further on in `fd`; yields (offset in the source, length)."""
     while start < end and hasattr(os, "copy_file_range"):
@@ -100,12 +82,10 @@ def _copied(source: GgufFile, start: int, end: int, fd: int, shift: int) -> Iter
             break
         if n == 0:  # some file systems; or the source became shorter, which chunks() finds out
             break
-        start_writeback(fd, start + shift, n)
         yield start, n
         start += n
     for chunk in source.chunks(start, end):
         write_at(fd, chunk, start + shift)
-        start_writeback(fd, start + shift, len(chunk))
         yield start, len(chunk)
         start += len(chunk)
 

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from gguf import GGUFEndian, GGUFReader, GGUFValueType, GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_models import write_llama
 
+from ropebend import Context, Model
 from ropebend.convert import job as job_module
 from ropebend.convert.gguf_file import GgufFile
 from ropebend.convert.job import Job, Outcome
@@ -252,3 +255,20 @@ def test_any_sequence_of_changes(tmp_path_factory: pytest.TempPathFactory, steps
     with GgufFile(model) as source:
         assert Job.prepare(source, None, None, True, False).run(nothing) == Outcome("written")
     assert model.read_bytes() == original
+
+
+def test_llama_cpp_loads_a_model_with_room_and_sees_the_new_scales(tmp_path: Path):
+    model = write_llama(tmp_path / "model.gguf")
+    plain, as_a, as_b = logits(model), logits(model, scaling=A), logits(model, scaling=B)
+    assert len({x.tobytes() for x in (plain, as_a, as_b)}) == 3
+    assert put(model, A) == "written"
+    assert np.array_equal(logits(model), as_a)
+    assert put(model, B) == "edited"
+    assert np.array_equal(logits(model), as_b)
+
+
+def logits(path: Path, **more: Any) -> npt.NDArray[np.float32]:
+    """Of the last of 40 tokens, with the scales of the file unless others are given."""
+    with Model(path) as model, Context(model, n_ctx=64, n_threads=1, **more) as context:
+        context.decode(list(range(4, 44)), 0)
+        return context.logits().copy()
