@@ -25,7 +25,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # the same layout; 3 only added big-endian files
 HEADER_SIZE = 24  # magic, u32 version, u64 n_tensors, u64 n_kv
 DEFAULT_ALIGNMENT = 32
-CHUNK = 1 << 20  # bytes copied or compared at a time; small enough to stay in the processor's cache
+CHUNK = 1 << 20  # bytes read at a time
 
 MAX_DIMS = 4  # ggml's GGML_MAX_DIMS
 MAX_KEY_BYTES = 65535  # the GGUF specification's

@@ -88,7 +88,8 @@ class Job:
                 needed = rewrite.size - (source.data[1] - source.data[0])
             else:
                 needed = rewrite.size
-                if shards == Shards.COPY:
+                elsewhere = os.stat(target.path.parent).st_dev != source.status.st_dev
+                if shards == Shards.COPY or (shards == Shards.LINK and elsewhere):
                     needed += sum(p.source.stat().st_size for p in parts if not p.there)
             return cls(rewrite, target, edit, parts, shards, check_space(target, needed), needed)
         except OSError as e:
@@ -148,20 +149,25 @@ class Job:
             if edit.stage is not None:
                 write_at(fd, edit.stage[1], edit.stage[0])
                 os.fsync(fd)
-            at, new = edit.commit
-            old = os.pread(fd, len(new), at)
-            write_at(fd, new, at)
-            try:
-                with GgufFile(self.target.path, fd) as result:
-                    self._check_edited(result)
-            except RopebendError as e:
-                write_at(fd, old, at)
-                raise RopebendError(f"verification failed, the old scales are back: {e}") from None
-            finally:
-                os.fsync(fd)
+            self._commit(fd, *edit.commit)
         finally:
             os.close(fd)
         return Outcome("edited")
+
+    def _commit(self, fd: int, at: int, new: bytes) -> None:
+        """Write the bytes that make the change, and take them back if the file is not as it should be then."""
+        old = os.pread(fd, len(new), at)
+        write_at(fd, new, at)
+        try:
+            with GgufFile(self.target.path, fd) as result:
+                self._check_edited(result)
+        except RopebendError as e:
+            write_at(fd, old, at)
+            raise RopebendError(f"verification failed, the old scales are back: {e}") from None
+        try:
+            os.fsync(fd)
+        except OSError as e:
+            raise RopebendError(f"{self.target.path}: {e.strerror}; the disk has the old scales or the new") from None
 
     def _check_same_file(self) -> None:
         if not os.path.samestat(os.stat(self.target.path), self.rewrite.source.status):

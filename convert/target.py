@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import os
 import re
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ropebend.convert.gguf_file import GgufFile
-from ropebend.convert.transfer import BLOCK, fcntl, share
+from ropebend.convert.transfer import BLOCK, share
 from ropebend.errors import RopebendError, UsageError
 
 #: How llama.cpp finds the parts of a split model: numbered from 1, five digits.
@@ -157,21 +158,19 @@ def _create(temporary: Path, mode: int) -> tuple[int, bool]:
     named = fd < 0
     if named:
         fd = os.open(temporary, flags | os.O_CREAT | os.O_EXCL, mode)
-    if fcntl is not None:
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells _remove_left_over that somebody writes it
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells _remove_left_over that somebody writes it
     return fd, named
 
 
 def lock(fd: int, path: Path) -> None:
     """Keep other runs from changing this open file.  Raises RopebendError if one does so now."""
-    if fcntl is not None:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RopebendError(f"{path}: another ropebend is changing this file; try again when it is done") from None
-        except OSError:  # a file system without locks
-            return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RopebendError(f"{path}: another ropebend is changing this file; try again when it is done") from None
+    except OSError:  # a file system without locks
+        return
 
 
 def _link(fd: int, path: Path) -> None:
@@ -186,9 +185,7 @@ def _link(fd: int, path: Path) -> None:
 
 def _remove_left_over(path: Path) -> None:
     """Remove temporary files of `path` that a killed process left."""
-    if fcntl is None:
-        return
-    for old in path.parent.glob(f"{glob.escape(path.name)}.????????.tmp"):
+    for old in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
         with contextlib.suppress(OSError):
             fd = os.open(old, os.O_RDWR | os.O_CLOEXEC)
             try:

@@ -94,7 +94,7 @@ def test_a_corrupted_byte_is_found_in_any_chunk(model: Path, monkeypatch: pytest
     with open(model, "ab") as f:
         f.write(bytes(3 * CHUNK + 7))  # after the last tensor, copied and compared as well
     monkeypatch.setattr(transfer, "COPY_CHUNK", 2 * CHUNK)
-    monkeypatch.setattr(transfer, "CHUNK", chunk)
+    monkeypatch.setattr(transfer, "COMPARED", chunk)
     if not kernel:
         monkeypatch.delattr(os, "copy_file_range", raising=False)
     assert run(model, False).verified

@@ -208,6 +208,21 @@ def test_an_edit_is_on_the_disk_before_it_counts(model: Path, monkeypatch: pytes
     assert seen == [A, B]
 
 
+def test_a_disk_that_fails_at_the_end_is_told_as_it_is(model: Path, monkeypatch: pytest.MonkeyPatch):
+    put(model, A)
+    calls: list[int] = []
+
+    def fail(fd: int) -> None:
+        calls.append(fd)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(RopebendError, match="Input/output error; the disk has the old scales or the new"):
+        put(model, B)
+    assert carried(model) == B
+
+
 @pytest.mark.parametrize("what", ["written to", "replaced"])
 def test_a_file_that_changed_since_it_was_read_is_not_edited(model: Path, what: str):
     put(model, A)
