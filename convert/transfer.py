@@ -133,8 +133,14 @@ def _same(source: GgufFile, fd: int, start: int, at: int, length: int, buffers: 
             continue
         if n_a != want or n_b != want:
             source.check_unchanged()
-            raise RopebendError(f"expected {want} bytes at {start + done} and {at + done}, got {n_a} and {n_b}")
+            raise RopebendError(
+                f"{source.path}: expected {want} bytes at {start + done} and at {at + done} of the copy, "
+                f"got {n_a} and {n_b}; nothing was kept"
+            )
         if a[:want] != b[:want]:
             source.check_unchanged()
             first = next(i for i in range(want) if a[i] != b[i])
-            raise RopebendError(f"the byte at {at + done + first} differs from the source's at {start + done + first}")
+            raise RopebendError(
+                f"verification of the copy of {source.path} failed, nothing was kept: "
+                f"the byte at {at + done + first} differs from the source's at {start + done + first}"
+            )
