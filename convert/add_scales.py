@@ -58,7 +58,12 @@ def add_scales(
         ),
     ] = None,
     in_place: Annotated[
-        bool, typer.Option("--in-place", help="Replace the model itself (the real file, if it is a symbolic link).")
+        bool,
+        typer.Option(
+            "--in-place",
+            help="Change the model itself (the real file, if it is a symbolic link): within the file where the new "
+            "keys fit, else by replacing it, which needs room for both.",
+        ),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an output file that exists.")] = False,
     remove: Annotated[
@@ -69,7 +74,10 @@ def add_scales(
     ] = False,
     verify: Annotated[
         bool,
-        typer.Option("--verify/--no-verify", help="Compare every key and every tensor byte with the model's."),
+        typer.Option(
+            "--verify/--no-verify",
+            help="Read back what was written and compare every key and every tensor byte with the model's.",
+        ),
     ] = True,
     shards: Annotated[
         Shards,
