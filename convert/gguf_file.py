@@ -116,10 +116,10 @@ class GgufFile:
             os.close(self.fd)
         self.fd = -1
 
-    def chunks(self, start: int, end: int) -> Iterator[bytes]:
-        """The bytes [start, end), at most CHUNK at a time.  RopebendError if the file became shorter meanwhile."""
+    def chunks(self, start: int, end: int, most: int | None = None) -> Iterator[bytes]:
+        """The bytes [start, end), at most `most` (CHUNK) at a time.  RopebendError if the file became shorter."""
         while start < end:
-            chunk = os.pread(self.fd, min(CHUNK, end - start), start)
+            chunk = os.pread(self.fd, min(most or CHUNK, end - start), start)
             if not chunk:
                 raise RopebendError(f"{self.path}: ended at byte {start} while being read; expected {end} bytes")
             start += len(chunk)
@@ -233,21 +233,23 @@ class GgufFile:
             self._fail(what, f"unknown value type {type_}; expected 0 to {max(GGUFValueType)}")
 
     def _skip_strings(self, count: int, what: str) -> None:
-        """Skip `count` strings; a vocabulary has hundreds of thousands, so this loop is kept short."""
+        """Skip `count` strings; a vocabulary has hundreds of thousands, so the inner loop does nothing else."""
         length_at = struct.Struct(f"{self.order}Q").unpack_from
         while count:
-            block = self._peek(_WINDOW)
-            at = here = 0
-            last = len(block) - 8
-            while count and at <= last:
-                here = at
-                at += 8 + length_at(block, at)[0]
-                count -= 1
+            block, at = self._peek(_WINDOW), 0
+            try:
+                for count in range(count - 1, -1, -1):  # noqa: B007, B020 - what is left after it
+                    at += 8 + length_at(block, at)[0]
+            except (struct.error, OverflowError):  # the end of the block, or a length beyond any file
+                count += 1
             if at == 0 or self._pos + at > self.size:
-                self._pos += here
-                self._skip(self._u64(what), what)  # says what is wrong
-            else:
-                self._pos += at
+                self._skip_one_by_one(what)
+            self._pos += at
+
+    def _skip_one_by_one(self, what: str) -> NoReturn:
+        """As `_skip_strings`, until the string that reaches past the end of the file, which is an error."""
+        while True:
+            self._skip(self._u64(what), what)
 
     def _alignment(self) -> int:
         pair = self.pairs.get("general.alignment")

@@ -126,7 +126,7 @@ class Job:
             if check:
                 with GgufFile(self.target.path, fd) as result:
                     try:
-                        verify(self.rewrite, result, shared)
+                        verify(self.rewrite, result)
                     except RopebendError as e:
                         raise RopebendError(f"verification failed, nothing was kept: {e}") from None
             for part in self.parts:

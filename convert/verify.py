@@ -10,16 +10,16 @@ from ropebend.convert.rewrite import Rewrite, other_pairs
 from ropebend.errors import RopebendError
 from ropebend.scaling import Keys, LayerScaling
 
-SAMPLE = 4096  # bytes compared at either end of each tensor whose blocks are shared
+SAMPLE = 4096  # bytes compared at either end of each tensor
 
 
-def verify(rewrite: Rewrite, result: GgufFile, shared: int) -> None:
+def verify(rewrite: Rewrite, result: GgufFile) -> None:
     """Raise RopebendError unless `result` holds the keys and tensor infos that `rewrite` meant to write.
 
     That is: every other key and every tensor info equals the source's, in the same order, the tensor data begins and
     ends where it should, and our keys read back as an equal LayerScaling.  The data itself was compared by `transfer`
-    as it was copied; where blocks are `shared` instead (bytes) they can only be out of place, so both ends of each
-    tensor are compared here.
+    as it was copied, or is the source's own blocks; that it lies where the result says is seen at both ends of each
+    tensor.
     """
     source = rewrite.source
     for name in ("version", "order", "n_tensors", "alignment"):
@@ -33,8 +33,7 @@ def verify(rewrite: Rewrite, result: GgufFile, shared: int) -> None:
     read_back(rewrite.scaling, result)
     if result.data != rewrite.data:
         raise RopebendError(f"the tensor data: expected the bytes {rewrite.data}, got {result.data}")
-    if shared:
-        _sample(source, result)
+    _sample(source, result)
 
 
 def read_back(scaling: LayerScaling | None, result: GgufFile) -> None:

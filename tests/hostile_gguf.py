@@ -72,7 +72,7 @@ def written(source: GgufFile, scaling: LayerScaling | None) -> bytes:
         rewrite.write(f.fileno(), lambda _: None, check=True)
         with GgufFile(out, f.fileno()) as result:
             if scaling is None or isinstance(source.value("general.architecture"), str):
-                verify(rewrite, result, 1)
+                verify(rewrite, result)
         f.seek(0)
         return f.read()
 
