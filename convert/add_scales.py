@@ -7,7 +7,7 @@ application mounts it with `app.command("add-scales")(add_scales)` and prints Ro
 from __future__ import annotations
 
 import contextlib
-import shlex
+import json
 import signal
 import sys
 import threading
@@ -17,11 +17,12 @@ from typing import Annotated, Any
 
 try:
     import typer
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     from ropebend.convert.gguf_file import GgufFile
     from ropebend.convert.job import Job
+    from ropebend.convert.report import done, facts, planned
+    from ropebend.convert.split import Shards
+    from ropebend.convert.transfer import Progress
     from ropebend.errors import RopebendError, UsageError
     from ropebend.scaling import LayerScaling
 except ModuleNotFoundError as e:
@@ -37,10 +38,14 @@ app = typer.Typer(add_completion=False)
 
 @app.command("add-scales")
 def add_scales(
-    model: Annotated[Path, typer.Argument(help="The GGUF model.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="The GGUF model.", show_default=False, readable=False)],
     factors: Annotated[
         Path | None,
-        typer.Argument(help="The scales: a factors.json or a bare JSON list, one scale a layer.", show_default=False),
+        typer.Argument(
+            help="The scales: a factors.json or a bare JSON list, one scale a layer.",
+            show_default=False,
+            readable=False,  # not to have the check made twice, in two wordings
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -53,7 +58,12 @@ def add_scales(
         ),
     ] = None,
     in_place: Annotated[
-        bool, typer.Option("--in-place", help="Replace the model itself (the real file, if it is a symbolic link).")
+        bool,
+        typer.Option(
+            "--in-place",
+            help="Change the model itself (the real file, if it is a symbolic link): within the file where the new "
+            "keys fit, else by replacing it, which needs room for both.",
+        ),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an output file that exists.")] = False,
     remove: Annotated[
@@ -62,34 +72,56 @@ def add_scales(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would be written, write nothing.")
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Read back what was written and compare every key and every tensor byte with the model's.",
+        ),
+    ] = True,
+    shards: Annotated[
+        Shards,
+        typer.Option(
+            "--shards",
+            help="The other parts of a split model: hard links (copies where that cannot be), symbolic links or "
+            "copies beside the output.  They carry no scales.",
+        ),
+    ] = Shards.LINK,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; errors, too.")] = False,
 ) -> None:
     """Write per-layer RoPE scales into a copy of a GGUF model, as `ropebend.*` metadata.
 
     Every other key and every tensor byte stays as it is, and this is checked on the written file before it gets its
     name.  Scales that the model already carries are replaced.  A scale s >= 1 stretches: positions are divided by s.
 
+    The first time some room is reserved: --in-place then changes the scales of a model of any size in an instant.
+    Of a split model give the first part.
+
     Exit codes: 0 done; 1 something was wrong with the files, nothing was changed; 2 wrong usage; 130 or 143
     stopped by Ctrl-C or SIGTERM.
     With nothing to remove, --remove --in-place is done (0), and --remove to another file is an error (1).
     """
-    if remove and factors is not None:
-        raise UsageError(f"--remove takes no factors file, got {factors}")
-    if not remove and factors is None:
-        raise UsageError("a factors file is needed (or --remove)")
-    with _stoppable(), GgufFile(model) as source:
-        scaling = None if factors is None else LayerScaling.load(factors)
-        job = Job.prepare(source, scaling, out, in_place, force)
-        if remove and not job.rewrite.replaced:
-            if in_place:
-                _say(f"{model}: carries no ropebend keys, nothing to remove; left as it is")
-                return
-            raise RopebendError(f"{model}: carries no ropebend keys, nothing to remove; nothing was written")
-        if dry_run:
-            _report_plan(job)
-            return
-        with _bars(job) as (written, compared):
-            job.run(written, compared)
-        _report(job)
+    try:
+        if remove and factors is not None:
+            raise UsageError(f"--remove takes no factors file, got {factors}")
+        if not remove and factors is None:
+            raise UsageError("a factors file is needed (or --remove)")
+        with _stoppable(), GgufFile(model) as source:
+            scaling = None if factors is None else LayerScaling.load(factors)
+            job = Job.prepare(source, scaling, out, in_place, force, shards)
+            if remove and not job.rewrite.replaced and not in_place:
+                raise RopebendError(f"{model}: carries no ropebend keys, nothing to remove; nothing was written")
+            if dry_run:
+                outcome, lines = None, planned(job)
+            else:
+                with _bar(job) as progress:
+                    outcome = job.run(progress, verify)
+                lines = done(job, outcome)
+        _say(json.dumps(facts(job, outcome)) if as_json else "\n".join(lines))
+    except RopebendError as e:
+        if as_json:
+            _say(json.dumps({"ok": False, "error": str(e)}))
+        raise
 
 
 def main() -> None:
@@ -125,49 +157,23 @@ def _stoppable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bars(job: Job) -> Iterator[tuple[Any, Any]]:
+def _bar(job: Job) -> Iterator[Progress]:
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich import progress as rich  # its import takes as long as a small model
+    from rich.console import Console
+
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.DownloadColumn(binary_units=True),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
-        start, end = job.rewrite.source.data
-        writing = bars.add_task("writing  ", total=job.rewrite.size)
-        verifying = bars.add_task("verifying", total=end - start)
-        yield lambda n: bars.advance(writing, n), lambda n: bars.advance(verifying, n)
-
-
-def _report_plan(job: Job) -> None:
-    _say(f"would write {job.target.path}: {job.rewrite.size:,} bytes ({job.free:,} free)")
-    for key in job.rewrite.replaced:
-        _say(f"  {'replace' if key in job.rewrite.added else 'remove'} {key}")
-    values = job.rewrite.scaling.to_metadata() if job.rewrite.scaling else {}
-    for key, pair in job.rewrite.added.items():
-        text = str(values[key])
-        _say(f"  {key}, {len(pair):,} bytes: {text if len(text) <= 200 else text[:200] + '…'}")
-    _say("dry run: nothing was written")
-
-
-def _report(job: Job) -> None:
-    path, scaling, replaced = job.target.path, job.rewrite.scaling, job.rewrite.replaced
-    if scaling is None:
-        what = f"removed {len(replaced)} ropebend keys"
-    else:
-        scales = scaling.layer_scale
-        what = f"{len(scales)} layers, scale {min(scales):g} to {max(scales):g}, method {scaling.rope.method}"
-        if scaling.rope.method != "none":
-            what += f" ×{scaling.rope.factor:g}"
-        if replaced:
-            what += " (replaced the scales it carried)"
-    _say(f"{path}: {what}; {job.rewrite.size:,} bytes, verified")
-    if job.target.in_place and job.rewrite.source.n_links > 1:
-        _say("The file had other hard links; those names still hold the old file.")
-    if scaling is not None:
-        _say(f"Next:  ropebend show {shlex.quote(str(path))}")
-        _say(f"       ropebend serve {shlex.quote(str(path))}")
+    with rich.Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task("writing", total=job.size)
+        yield lambda n: bars.advance(task, n)
 
 
 def _say(text: str) -> None:

@@ -6,14 +6,13 @@ from ropebend.convert.gguf_file import GgufFile
 from ropebend.errors import RopebendError
 from ropebend.scaling import ARCHITECTURES_WITHOUT_ROPE, LayerScaling
 
-
-def refuse_split(source: GgufFile) -> None:
-    """Raise RopebendError if the file is one part of a split model."""
-    count = source.value("split.count")
-    if isinstance(count, int) and count > 1:
-        raise RopebendError(
-            f"{source.path}: split.count: one of {count} parts; merge them first (llama-gguf-split --merge)"
-        )
+#: What else a GGUF file can be (general.type), and where the scales go instead.
+NOT_MODELS = {
+    "adapter": ", a LoRA adapter: write the scales into its base model",
+    "mmproj": ", a multimodal projector: write the scales into the language model's file",
+    "clip-vision": ", a multimodal projector: write the scales into the language model's file",
+    "imatrix": ", an importance matrix: write the scales into the model's file",
+}
 
 
 def architecture(source: GgufFile) -> str:
@@ -40,7 +39,8 @@ def fit(scaling: LayerScaling, source: GgufFile) -> LayerScaling:
     """
     kind = source.value("general.type")
     if kind not in (None, "model"):
-        raise RopebendError(f"{source.path}: general.type: expected 'model', got {kind!r:.80}")
+        hint = NOT_MODELS.get(kind, "") if isinstance(kind, str) else ""
+        raise RopebendError(f"{source.path}: general.type: expected 'model', got {kind!r:.80}{hint}")
     arch = architecture(source)
     # A model without RoPE need not have blocks; check_model says the more useful thing about it.
     n_layer = scaling.n_layer if arch in ARCHITECTURES_WITHOUT_ROPE else count(source, "block_count")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import os
 import re
 import secrets
@@ -11,10 +13,15 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from ropebend.convert.gguf_file import GgufFile
+from ropebend.convert.transfer import BLOCK, share
 from ropebend.errors import RopebendError, UsageError
+
+#: How llama.cpp finds the parts of a split model: numbered from 1, five digits.
+SPLIT_NAME = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+_TMPFILE = getattr(os, "O_TMPFILE", 0)  # Linux
 
 
 @dataclass(frozen=True)
@@ -32,9 +39,11 @@ class Target:
 
 
 def default_name(model: Path, suffix: str) -> Path:
-    """`x.gguf`, `x.ropebend.gguf` or `x.plain.gguf` → `x.<suffix>.gguf` in the same folder."""
-    stem = re.sub(r"(\.(ropebend|plain))?\.gguf$", "", model.name, flags=re.IGNORECASE)
-    return model.with_name(f"{stem or model.name}.{suffix}.gguf")
+    """`x.gguf`, `x.ropebend.gguf` or `x.plain.gguf` → `x.<suffix>.gguf` in the same folder; a part keeps its number."""
+    part = SPLIT_NAME.fullmatch(model.name)
+    name, ending = (part["prefix"], model.name[part.end("prefix") :]) if part else (model.name, ".gguf")
+    stem = re.sub(r"(\.(ropebend|plain))?(\.gguf)?$", "", name, flags=re.IGNORECASE)
+    return model.with_name(f"{stem or name}.{suffix}{ending}")
 
 
 def choose_target(source: GgufFile, out: Path | None, in_place: bool, force: bool, suffix: str) -> Target:
@@ -84,39 +93,124 @@ def check_space(target: Target, size: int) -> int:
     return free
 
 
-@contextlib.contextmanager
-def replacing(target: Target, source: GgufFile) -> Iterator[tuple[BinaryIO, Path]]:
-    """A new file, open for writing, and its temporary path beside the target; renamed to the target at the end.
-
-    If the body raises anything, the temporary file is removed and the target is as before.  The body makes sure that
-    what it wrote is on the disk.  Raises RopebendError if the target appeared meanwhile and may not be overwritten.
-    """
-    temporary = target.path.with_name(f"{target.path.name}.{secrets.token_hex(4)}.tmp")
-    # As cp does: the source's permissions, less the umask.
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, stat.S_IMODE(source.mode) & 0o777)
+def can_share(target: Target, source: GgufFile) -> bool:
+    """True if a file in the target's folder can share blocks with the source (a reflink: btrfs, xfs)."""
+    if source.size < BLOCK:
+        return False
     try:
-        with os.fdopen(fd, "wb") as out:
-            if target.in_place:
-                with contextlib.suppress(PermissionError):  # only root may give files away
-                    os.fchown(fd, *source.owner)
-                os.fchmod(fd, stat.S_IMODE(source.mode))
-            yield out, temporary
+        fd = os.open(target.path.parent, _TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)  # has no name and goes at close
+    except OSError:
+        return False
+    try:
+        return share(source.fd, 0, BLOCK, fd, 0)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def replacing(target: Target, source: GgufFile) -> Iterator[int]:
+    """A new file, open for reading and writing, in the target's folder; it gets the target's name at the end.
+
+    Until then it has no name where the file system allows that, so that even SIGKILL leaves nothing behind; elsewhere
+    a temporary one, and a later call removes what a killed one left.  If the body raises anything, the new file is
+    gone and the target as before.  What replaces a file is on the disk before; a new file gets there as with cp, in
+    the kernel's own time.  Raises RopebendError if the target appeared meanwhile and may not be overwritten.
+    """
+    folder = target.path.parent
+    _remove_left_over(target.path)
+    temporary = temporary_name(target.path)
+    mode = stat.S_IMODE(source.status.st_mode)
+    fd, named = _create(temporary, mode & 0o777)  # as cp does: the source's permissions, less the umask
+    try:
+        if target.in_place:
+            with contextlib.suppress(PermissionError):  # only root may give files away
+                os.fchown(fd, source.status.st_uid, source.status.st_gid)
+            os.fchmod(fd, mode)
+        yield fd
         if target.overwrite:
+            # Something is about to be lost: the new file must be on the disk before it takes the old one's place.
+            os.fsync(fd)
+            if not named:
+                named = True
+                _link(fd, temporary)
             os.replace(temporary, target.path)
         else:
-            _rename_to_new(temporary, target.path)
+            name_new(fd, temporary if named else None, target.path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-    _fsync_folder(target.path.parent)
+        os.close(fd)
+        if named:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+    _fsync_folder(folder)
 
 
-def _rename_to_new(temporary: Path, path: Path) -> None:
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that nobody has."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _create(temporary: Path, mode: int) -> tuple[int, bool]:
+    """A new file and whether it has a name already."""
+    flags, fd = os.O_RDWR | os.O_CLOEXEC, -1
+    if _TMPFILE and os.path.exists("/proc/self/fd"):  # through which such a file gets its name
+        with contextlib.suppress(OSError):
+            fd = os.open(temporary.parent, flags | _TMPFILE, mode)
+    named = fd < 0
+    if named:
+        fd = os.open(temporary, flags | os.O_CREAT | os.O_EXCL, mode)
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells _remove_left_over that somebody writes it
+    return fd, named
+
+
+def lock(fd: int, path: Path) -> None:
+    """Keep other runs from changing this open file.  Raises RopebendError if one does so now."""
     try:
-        os.link(temporary, path)  # unlike rename, fails if the name is taken
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RopebendError(f"{path}: another ropebend is changing this file; try again when it is done") from None
+    except OSError:  # a file system without locks
+        return
+
+
+def _link(fd: int, path: Path) -> None:
+    """Give the open file `fd` a name.  Raises FileExistsError if it is taken."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        # With a dir_fd, Python calls linkat(), which follows the link; link() would not.
+        os.link(f"/proc/self/fd/{fd}", path.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
+
+
+def _remove_left_over(path: Path) -> None:
+    """Remove temporary files of `path` that a killed process left."""
+    for old in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+        with contextlib.suppress(OSError):
+            fd = os.open(old, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(old)
+            finally:
+                os.close(fd)
+
+
+def name_new(fd: int | None, temporary: Path | None, path: Path) -> None:
+    """Give a file, open as `fd` without a name or called `temporary`, the name `path`.
+
+    Raises RopebendError if the name is taken.
+    """
+    try:
+        # Unlike rename, these fail if the name is taken.
+        if temporary is not None:
+            os.link(temporary, path, follow_symlinks=False)
+        elif fd is not None:
+            _link(fd, path)
     except FileExistsError:
         raise RopebendError(f"{path}: appeared while the result was being written; left as it is") from None
     except OSError:  # a file system without hard links (exFAT, some network shares)
+        if temporary is None:
+            raise
         if os.path.lexists(path):
             raise RopebendError(f"{path}: appeared while the result was being written; left as it is") from None
         os.rename(temporary, path)

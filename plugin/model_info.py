@@ -38,13 +38,24 @@ class ModelInfo:
         def need(key: str, kind: type) -> Any:
             value = fields.get(key)
             if type(value) is not kind:
-                raise RopebendError(f"{path}: {key}: expected {kind.__name__}, got {value!r}")
+                raise RopebendError(f"{path}: {key}: expected {kind.__name__}, got {value!r:.80}")
             return value
 
+        def count(key: str) -> int:
+            if (value := need(key, int)) < 1:
+                raise RopebendError(f"{path}: {key}: expected a positive integer, got {value!r}")
+            return int(value)
+
+        def number(key: str, default: float) -> float:
+            value = fields.get(key, default)
+            if type(value) not in (int, float):
+                raise RopebendError(f"{path}: {key}: expected a number, got {value!r:.80}")
+            return float(value)
+
         if fields.get("general.type", "model") != "model":
-            raise RopebendError(f"{path}: general.type: expected a model, got {fields['general.type']!r}")
+            raise RopebendError(f"{path}: general.type: expected a model, got {fields['general.type']!r:.80}")
         arch = need("general.architecture", str)
-        n_layer = need(f"{arch}.block_count", int)
+        n_layer = count(f"{arch}.block_count")
         try:
             scaling = LayerScaling.from_metadata(fields, arch, n_layer)
         except RopebendError as e:
@@ -54,11 +65,11 @@ class ModelInfo:
             name=str(fields.get("general.name") or Path(path).stem),
             architecture=arch,
             n_layer=n_layer,
-            n_ctx_train=need(f"{arch}.context_length", int),
-            rope_freq_base=float(fields.get(f"{arch}.rope.freq_base", 10000.0)),
+            n_ctx_train=count(f"{arch}.context_length"),
+            rope_freq_base=number(f"{arch}.rope.freq_base", 10000.0),
             rope_scaling=(
                 str(fields.get(f"{arch}.rope.scaling.type", "none")),
-                float(fields.get(f"{arch}.rope.scaling.factor", 1.0)),
+                number(f"{arch}.rope.scaling.factor", 1.0),
             ),
             scaling=scaling,
         )

@@ -144,5 +144,5 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     with captured_log() as log:
         fields: dict[str, Any] | None = _native.read_metadata(str(path))
     if fields is None:
-        raise RopebendError(f"{path}: llama.cpp refuses this file: {log[-1] if log else 'no reason given'}")
+        raise RopebendError(f"{path}: llama.cpp refuses this file: {log[0] if log else 'no reason given'}")
     return fields

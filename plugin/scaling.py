@@ -48,6 +48,11 @@ ARCHITECTURES_WITHOUT_ROPE = frozenset(
         "nemotron_h",
         "nemotron_h_moe",
         "kimi-linear",
+        "kimi-k3",
+        "glm5-next",
+        # These have a rope type there, but learned positions and no rope node in their graphs.
+        "bert",
+        "starcoder",
     ]
 )  # fmt: skip
 
@@ -62,6 +67,7 @@ class Keys:
     FACTOR = "ropebend.rope.factor"  # f32
     ORIGINAL_CONTEXT = "ropebend.rope.original_context"  # u32
     PROVENANCE = "ropebend.provenance"  # string, JSON
+    ROOM = "ropebend.room."  # what starts so is space for later changes, see docs/format.md
 
 
 VERSION = 1

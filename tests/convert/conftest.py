@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFEndian, GGUFReader, GGUFValueType, GGUFWriter
 
 SCRIPT = Path(__file__).parents[2] / "convert" / "add_scales.py"
 N_LAYER = 3
@@ -45,10 +45,11 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
         block_count: int | None = N_LAYER,
         context_length: int | None = 64,
         tensors: bool = True,
+        endian: GGUFEndian = GGUFEndian.LITTLE,
         more: dict[str, tuple[Any, ...]] | None = None,
     ) -> Path:
         path = tmp_path / name
-        w = GGUFWriter(path, arch)
+        w = GGUFWriter(path, arch, endianess=endian)
         if alignment is not None:
             w.add_custom_alignment(alignment)
         if block_count is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from gguf import GGUFValueType
 
-from ropebend.convert.fit import fit, refuse_split
+from ropebend.convert.fit import fit
 from ropebend.convert.gguf_file import GgufFile
 from ropebend.errors import RopebendError
 from ropebend.scaling import LayerScaling, RopeMethod
@@ -47,12 +47,14 @@ def test_scales_for_another_model(model: Path):
 MODELS: dict[str, tuple[dict[str, Any], str]] = {
     "adapter": (
         {"more": {"general.type": ("adapter", GGUFValueType.STRING)}},
-        "general.type: expected 'model', got 'adapter'",
+        "general.type: expected 'model', got 'adapter', a LoRA adapter: write the scales into its base model",
     ),
     "mmproj": (
         {"more": {"general.type": ("mmproj", GGUFValueType.STRING)}},
-        "general.type: expected 'model', got 'mmproj'",
+        "general.type: expected 'model', got 'mmproj', a multimodal projector: write the scales into the language",
     ),
+    "another type": ({"more": {"general.type": (7, GGUFValueType.UINT8)}}, "general.type: expected 'model', got 7"),
+    "an embedding model": ({"arch": "bert"}, "general.architecture: 'bert' has no RoPE"),
     "no rope": ({"arch": "gpt2"}, "general.architecture: 'gpt2' has no RoPE"),
     "clip has no blocks": ({"arch": "clip", "block_count": None}, "general.architecture: 'clip' has no RoPE"),
     "no blocks": ({"block_count": None}, "llama.block_count: expected a positive integer, got None"),
@@ -74,11 +76,3 @@ def test_models_that_take_no_scales(make_model: MakeModel, more: dict[str, Any],
     message = fit_error(make_model(**more), LayerScaling.uniform(1.0, 3, rope=RopeMethod("yarn", 2.0)))
     assert expected in message
     assert "model.gguf" in message
-
-
-def test_one_part_of_a_split_model_is_refused(make_model: MakeModel):
-    with GgufFile(make_model("a.gguf", more={"split.count": (1, GGUFValueType.UINT16)})) as source:
-        refuse_split(source)
-    path = make_model("b.gguf", more={"split.count": (2, GGUFValueType.UINT16)})
-    with GgufFile(path) as source, pytest.raises(RopebendError, match=r"b\.gguf: split\.count: one of 2 parts; merge"):
-        refuse_split(source)

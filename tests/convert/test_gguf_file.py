@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gguf import GGUFReader, GGUFValueType
+from gguf import GGUFEndian, GGUFReader, GGUFValueType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,11 +101,53 @@ def test_chunks_are_no_longer_than_asked(model: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(model: Path):
-    os.truncate(model, 10**6)  # longer than what is buffered
+    os.truncate(model, 10**6)
     with GgufFile(model) as f:
         os.truncate(model, 900_000)
         with pytest.raises(RopebendError, match="ended at byte 900000 while being read; expected 1000000 bytes"):
             list(f.chunks(*f.data))
+
+
+def test_big_endian(make_model: MakeModel):
+    with GgufFile(make_model(endian=GGUFEndian.BIG)) as big, GgufFile(make_model("little.gguf")) as little:
+        assert (big.order, big.version, little.order) == (">", 3, "<")
+        for key in ("test.INT64", "test.array.FLOAT64", "test.STRING", "llama.block_count"):
+            assert big.value(key) == little.value(key)
+        assert big.pairs == little.pairs
+        assert (big.infos, big.data, big.tensors) == (little.infos, little.data, little.tensors)
+
+
+LIMITS = {
+    "keys": ("MAX_KEYS", 10, r"count at byte 24: expected at most 10 keys, got \d+"),
+    "tensors": ("MAX_TENSORS", 2, "count at byte 16: expected at most 2 tensors, got 3"),
+    "work": ("MAX_WORK", 100, "more strings and nested arrays than any model has; expected at most 100"),
+}
+
+
+@pytest.mark.parametrize(("limit", "value", "expected"), LIMITS.values(), ids=LIMITS)
+def test_what_no_model_has_is_refused_before_it_takes_time_and_memory(
+    model: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, expected: str
+):
+    monkeypatch.setattr(gguf_file, limit, value)
+    with pytest.raises(RopebendError, match=expected):
+        GgufFile(model)
+
+
+@pytest.mark.parametrize("window", [8, 20, 100])
+def test_strings_longer_than_what_is_read_at_once(model: Path, monkeypatch: pytest.MonkeyPatch, window: int):
+    with GgufFile(model) as f:
+        expected = f.pairs
+    monkeypatch.setattr(gguf_file, "_WINDOW", window)
+    with GgufFile(model) as f:
+        assert f.pairs == expected
+
+
+def test_a_file_that_is_written_to_is_noticed(model: Path):
+    with GgufFile(model) as f:
+        f.check_unchanged()
+        os.utime(model, ns=(0, 0))
+        with pytest.raises(RopebendError, match=r"model\.gguf: another program wrote to this file meanwhile"):
+            f.check_unchanged()
 
 
 def test_version_2(make_model: MakeModel):
@@ -141,7 +183,8 @@ BAD = {
     "version 0": (gguf(version=0), "GGUF version: expected 2 or 3, got 0"),
     "version 1": (gguf(version=1), "GGUF version: expected 2 or 3, got 1"),
     "version 4": (gguf(version=4), "GGUF version: expected 2 or 3, got 4"),
-    "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian GGUF file"),
+    "big-endian 1": (b"GGUF" + struct.pack(">IQQ", 1, 0, 0), "GGUF version: expected 2 or 3, got 1"),
+    "big-endian count": (b"GGUF" + struct.pack(">IQQ", 3, 0, 9), "9 keys do not fit into a file of 24 bytes"),
     "tensor count": (b"GGUF" + u32(3) + u64(2**63) + u64(0) + bytes(99), f"{2**63} tensors do not fit into a file of"),
     "key count": (b"GGUF" + u32(3) + u64(0) + u64(2**64 - 1) + bytes(99), f"{2**64 - 1} keys do not fit into"),
     "key length": (gguf((u64(2**40) + bytes(99),)), "key 0 at byte 32: expected a name of at most 65535 bytes, got"),

@@ -1,6 +1,5 @@
 """The bytes: ours as meant, everything else as it was."""
 
-import io
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGUFReader, GGUFValueType, GGUFWriter
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFEndian, GGUFReader, GGUFValueType, GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,22 +27,32 @@ SCALING = LayerScaling(
 def rewritten(path: Path, scaling: LayerScaling | None, name: str = "out.gguf") -> Path:
     """Write the rewrite of `path` beside it, check its announced size, return its path."""
     counts: list[int] = []
-    out = io.BytesIO()
-    with GgufFile(path) as source:
-        rewrite = Rewrite(source, scaling)
-        rewrite.write(out, counts.append)
-    assert len(out.getvalue()) == rewrite.size == sum(counts)
     result = path.with_name(name)
-    result.write_bytes(out.getvalue())
+    with GgufFile(path) as source, open(result, "w+b") as out:
+        rewrite = Rewrite(source, scaling)
+        rewrite.write(out.fileno(), counts.append, check=True)
+    assert result.stat().st_size == rewrite.size == sum(counts)
     return result
 
 
-@pytest.mark.parametrize("version", [2, 3])
-@pytest.mark.parametrize("alignment", [None, 64, 4096])
+KINDS: dict[str, dict[str, Any]] = {
+    "version 2": {"version": 2},
+    "version 3": {},
+    "alignment 8": {"alignment": 8},
+    "alignment 64": {"alignment": 64},
+    "alignment 4096": {"alignment": 4096},
+    "alignment 16384": {"alignment": 16384},
+    "big-endian": {"endian": GGUFEndian.BIG},
+    "big-endian, alignment 64": {"endian": GGUFEndian.BIG, "alignment": 64},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_everything_else_is_unchanged_and_removing_gives_the_original_bytes(
-    make_model: MakeModel, contents: Callable[[Path], dict[str, Any]], alignment: int | None, version: int
+    make_model: MakeModel, contents: Callable[[Path], dict[str, Any]], kind: dict[str, Any]
 ):
-    path = make_model(alignment=alignment, version=version)
+    alignment = kind.get("alignment")
+    path = make_model(**kind)
     result = rewritten(path, SCALING)
     before, after = contents(path), contents(result)
     assert before.pop("aligned") % (alignment or 32) == after.pop("aligned") % (alignment or 32) == 0
@@ -53,9 +62,10 @@ def test_everything_else_is_unchanged_and_removing_gives_the_original_bytes(
     assert rewritten(result, None, "back.gguf").read_bytes() == path.read_bytes()
 
 
-def test_gguf_py_reads_our_keys_with_their_types(model: Path):
-    fields = GGUFReader(rewritten(model, SCALING)).fields
-    ours = {k: f for k, f in fields.items() if k.startswith("ropebend.")}
+@pytest.mark.parametrize("endian", GGUFEndian)
+def test_gguf_py_reads_our_keys_with_their_types(make_model: MakeModel, endian: GGUFEndian):
+    fields = GGUFReader(rewritten(make_model(endian=endian), SCALING)).fields
+    ours = {k: f for k, f in fields.items() if k.startswith("ropebend.") and "room" not in k}
     types = GGUFValueType
     assert {k: f.types for k, f in ours.items()} == {
         "ropebend.version": [types.UINT32],
@@ -67,6 +77,41 @@ def test_gguf_py_reads_our_keys_with_their_types(model: Path):
     }
     values = {k: f.contents() for k, f in ours.items()}
     assert LayerScaling.from_metadata(values, "llama", 3) == SCALING
+    room = {k: f for k, f in fields.items() if k.startswith("ropebend.room.")}
+    assert {k: f.types for k, f in room.items()} == {
+        "ropebend.room.before": [types.ARRAY],
+        "ropebend.room.after": [types.ARRAY, types.UINT8],
+    }
+
+
+@pytest.mark.parametrize("type_", [5, 9999])
+def test_tensors_of_types_that_nobody_knows_are_copied(tmp_path: Path, type_: int):
+    """5 was Q4_3, which ggml has forgotten."""
+    name = b"w"
+    info = struct.pack("<Q", 1) + name + struct.pack("<IQIQ", 1, 10, type_, 0)
+    path = tmp_path / "new.gguf"
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + info
+    path.write_bytes(head + bytes(-len(head) % 32) + bytes(range(256)))
+    result = rewritten(path, SCALING)
+    assert result.read_bytes().endswith(bytes(range(256)))
+    assert rewritten(result, None, "back.gguf").read_bytes() == path.read_bytes()
+
+
+def test_every_quantisation_type_of_gguf_py_is_copied(tmp_path: Path):
+    path = tmp_path / "types.gguf"
+    w = GGUFWriter(path, "llama")
+    rng = np.random.default_rng(0)
+    for type_ in GGMLQuantizationType:
+        w.add_tensor(type_.name, rng.integers(0, 256, (3, 2 * GGML_QUANT_SIZES[type_][1]), np.uint8), raw_dtype=type_)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    result = rewritten(path, SCALING)
+    data = {t.name: t.data.tobytes() for t in GGUFReader(path).tensors}
+    assert len(data) == len(GGMLQuantizationType)
+    assert {t.name: t.data.tobytes() for t in GGUFReader(result).tensors} == data
+    assert rewritten(result, None, "back.gguf").read_bytes() == path.read_bytes()
 
 
 def test_adding_twice_is_adding_once(model: Path):
@@ -103,7 +148,8 @@ def test_bytes_after_the_last_tensor_are_kept(model: Path):
 
 def test_the_chunk_size_does_not_change_the_result(model: Path, monkeypatch: pytest.MonkeyPatch):
     expected = rewritten(model, SCALING, "whole.gguf").read_bytes()
-    monkeypatch.setattr(gguf_file, "CHUNK", 7)
+    for name in ("gguf_file.CHUNK", "rewrite.CHUNK", "transfer.COPIED"):
+        monkeypatch.setattr(f"ropebend.convert.{name}", 7)
     assert rewritten(model, SCALING).read_bytes() == expected
 
 
@@ -111,11 +157,10 @@ def test_a_large_alignment_is_padded_in_chunks(make_model: MakeModel, monkeypatc
     path = make_model(alignment=4096)
     monkeypatch.setattr(gguf_file, "CHUNK", 100)
     monkeypatch.setattr("ropebend.convert.rewrite.CHUNK", 100)
-    counts: list[int] = []
     with GgufFile(path) as source:
-        Rewrite(source, None).write(io.BytesIO(), counts.append)
-    assert max(counts) == 100
-    assert sum(counts) == path.stat().st_size
+        chunks = list(Rewrite(source, None)._metadata())
+    assert max(map(len, chunks)) == 100
+    assert b"".join(chunks) == path.read_bytes()[: source.data[0]]
 
 
 def test_encode():
@@ -128,6 +173,12 @@ def test_encode():
     assert encode(Keys.PROVENANCE, "ö") == key("ropebend.provenance") + struct.pack("<IQ", 8, 2) + "ö".encode()
     expected = key("ropebend.layer_scale") + struct.pack("<IIQ2f", 9, 6, 2, 1.0, 0.1)
     assert encode(Keys.LAYER_SCALE, [1.0, 0.1]) == expected
+    assert encode(Keys.METHOD, "ntk", ">") == struct.pack(">Q20sIQ3s", 20, b"ropebend.rope.method", 8, 3, b"ntk")
+
+
+def test_a_provenance_that_no_reader_would_decode_is_an_error():
+    with pytest.raises(RopebendError, match=r"ropebend\.provenance: expected less than 4194304 bytes, got 4194304"):
+        encode(Keys.PROVENANCE, "x" * (4 << 20))
 
 
 def test_text_that_is_not_unicode_is_an_error():

@@ -11,7 +11,7 @@ import pytest
 
 from ropebend.convert import target as target_module
 from ropebend.convert.gguf_file import GgufFile
-from ropebend.convert.target import Target, check_space, choose_target, default_name, replacing
+from ropebend.convert.target import Target, check_space, choose_target, default_name, lock, replacing
 from ropebend.errors import RopebendError, UsageError
 
 
@@ -32,6 +32,8 @@ def source(model: Path) -> Iterator[GgufFile]:
         ("a.Q4_0.GGUF", "ropebend", "a.Q4_0.ropebend.gguf"),
         ("sha256-00ff", "ropebend", "sha256-00ff.ropebend.gguf"),
         (".gguf", "ropebend", ".gguf.ropebend.gguf"),
+        ("m-00001-of-00003.gguf", "ropebend", "m.ropebend-00001-of-00003.gguf"),
+        ("m.ropebend-00001-of-00003.gguf", "plain", "m.plain-00001-of-00003.gguf"),
     ],
 )
 def test_default_name(name: str, suffix: str, expected: str):
@@ -101,20 +103,38 @@ def test_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         check_space(target, 1001)
 
 
-def test_the_file_appears_at_the_end_only(source: GgufFile, tmp_path: Path):
+@pytest.fixture(params=["without a name", "with a name"])
+def named(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways of keeping the new file out of sight, on any system that has both."""
+    if request.param == "with a name":
+        monkeypatch.setattr(target_module, "_TMPFILE", 0)
+    elif not target_module._TMPFILE:
+        pytest.skip("no O_TMPFILE on this system")
+    return request.param == "with a name"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_file_appears_at_the_end_only(source: GgufFile, tmp_path: Path, named: bool, overwrite: bool):
     out_path = tmp_path / "out.gguf"
-    with replacing(Target(out_path, False), source) as (out, temporary):
-        out.write(b"new")
-        assert temporary.parent == tmp_path
-        assert not out_path.exists()
+    if overwrite:
+        out_path.write_bytes(b"old")
+    before = names(tmp_path)
+    with replacing(Target(out_path, overwrite), source) as fd:
+        os.write(fd, b"new")
+        assert len(names(tmp_path)) == len(before) + named
+        assert out_path.read_bytes() == b"old" if overwrite else not out_path.exists()
     assert out_path.read_bytes() == b"new"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.gguf", "out.gguf"]
+    assert names(tmp_path) == ["model.gguf", "out.gguf"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_nothing_is_left_after_an_exception(
-    source: GgufFile, tmp_path: Path, error: type[BaseException], overwrite: bool
+    source: GgufFile, tmp_path: Path, error: type[BaseException], overwrite: bool, named: bool
 ):
     out_path = tmp_path / "out.gguf"
     if overwrite:
@@ -122,8 +142,8 @@ def test_nothing_is_left_after_an_exception(
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
     def body() -> None:
-        with replacing(Target(out_path, overwrite), source) as (out, _):
-            out.write(b"half")
+        with replacing(Target(out_path, overwrite), source) as fd:
+            os.write(fd, b"half")
             raise error
 
     with pytest.raises(error):
@@ -131,12 +151,7 @@ def test_nothing_is_left_after_an_exception(
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("hard_links", [True, False])
-def test_a_file_that_appears_meanwhile_is_not_overwritten(
-    source: GgufFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool
-):
-    if not hard_links:
-        monkeypatch.setattr(os, "link", no_link)
+def test_a_file_that_appears_meanwhile_is_not_overwritten(source: GgufFile, tmp_path: Path, named: bool):
     out_path = tmp_path / "out.gguf"
 
     def body() -> None:
@@ -146,18 +161,58 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(
     with pytest.raises(RopebendError, match=r"out\.gguf: appeared while the result was being written; left as it is"):
         body()
     assert out_path.read_bytes() == b"theirs"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.gguf", "out.gguf"]
+    assert names(tmp_path) == ["model.gguf", "out.gguf"]
 
 
-def no_link(*_: object) -> None:
-    raise OSError(errno.EPERM, "Operation not permitted")
-
-
-def test_a_file_system_without_hard_links(source: GgufFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_file_system_without_hard_links(
+    source: GgufFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool
+):
+    monkeypatch.setattr(target_module, "_TMPFILE", 0)
     monkeypatch.setattr(os, "link", no_link)
-    with replacing(Target(tmp_path / "out.gguf", False), source) as (out, _):
-        out.write(b"new")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.gguf", "out.gguf"]
+    out_path = tmp_path / "out.gguf"
+
+    def body() -> None:
+        with replacing(Target(out_path, False), source) as fd:
+            os.write(fd, b"new")
+            if taken:
+                out_path.write_bytes(b"theirs")
+
+    if taken:
+        with pytest.raises(RopebendError, match="appeared while the result was being written"):
+            body()
+    else:
+        body()
+    assert out_path.read_bytes() == (b"theirs" if taken else b"new")
+    assert names(tmp_path) == ["model.gguf", "out.gguf"]
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_but_not_what_a_living_one_writes(
+    source: GgufFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(target_module, "_TMPFILE", 0)
+    dead = tmp_path / "out.gguf.0123abcd.tmp"
+    dead.write_bytes(b"half")
+    target = Target(tmp_path / "out.gguf", True)
+    with replacing(target, source) as fd:
+        os.write(fd, b"first")
+        assert not dead.exists()
+        with replacing(target, source) as other:
+            os.write(other, b"second")
+        assert target.path.read_bytes() == b"second"
+    assert target.path.read_bytes() == b"first"
+    assert names(tmp_path) == ["model.gguf", "out.gguf"]
+
+
+def test_a_file_is_locked_for_one_run_at_a_time(model: Path):
+    with open(model, "rb") as a, open(model, "rb") as b:
+        lock(a.fileno(), model)
+        with pytest.raises(RopebendError, match=r"model\.gguf: another ropebend is changing this file"):
+            lock(b.fileno(), model)
+
+
+def no_link(*_: object, **__: object) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
 
 
 def test_permissions_are_the_models(tmp_path: Path, model: Path):

@@ -1,6 +1,7 @@
 """The C core under AddressSanitizer and UBSan, and the extension's own argument checks."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ import gguf
 import llama_cpp
 import numpy as np
 import pytest
+from hostile_gguf import corpus
 
 from ropebend import _native
 from ropebend.native import Hook, layout, read_metadata
@@ -36,8 +38,9 @@ def metadata_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_core_under_sanitizers(tmp_path: Path, metadata_file: Path) -> None:
-    program = tmp_path / "core_test"
+def sanitized(tmp_path: Path, name: str, *sources: str) -> tuple[Path, Path]:
+    """Compile a program of this folder with AddressSanitizer and UBSan; returns it and the ggml to run it on."""
+    program = tmp_path / name
     libraries = Path(llama_cpp.__file__).parent / "lib"
     ggml = next(p for p in (libraries / "libggml-base.so", libraries / "libggml-base.dylib") if p.exists())
     compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
@@ -51,15 +54,37 @@ def test_core_under_sanitizers(tmp_path: Path, metadata_file: Path) -> None:
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=all",
     ]
-    sources = [str(ROOT / "csrc" / name) for name in CORE]
-    here = str(Path(__file__).parent / "core_test.c")
+    core = [str(ROOT / "csrc" / source) for source in sources]
+    here = str(Path(__file__).parent / f"{name}.c")
     subprocess.run(
-        [compiler, *flags, "-I", str(ROOT / "csrc"), here, *sources, "-o", str(program), "-lm", "-ldl", "-lpthread"],
+        [compiler, *flags, "-I", str(ROOT / "csrc"), here, *core, "-o", str(program), "-lm", "-ldl", "-lpthread"],
         check=True,
     )
+    return program, ggml
+
+
+def test_core_under_sanitizers(tmp_path: Path, metadata_file: Path) -> None:
+    program, ggml = sanitized(tmp_path, "core_test", *CORE)
     run = subprocess.run([program, ggml, metadata_file], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout == "0 failed\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs memfd_create (Linux)")
+def test_damaged_metadata_under_sanitizers(tmp_path: Path) -> None:
+    """Raise the number of runs by FUZZ_RUNS; a million takes half a minute."""
+    program, ggml = sanitized(tmp_path, "metadata_fuzz", "ggml_layout.c", "gguf_metadata.c")
+    files = []
+    for name, raw in corpus().items():
+        files.append(tmp_path / f"{name}.gguf")
+        files[-1].write_bytes(raw)
+    runs = os.environ.get("FUZZ_RUNS", "20000")
+    run = subprocess.run([program, ggml, runs, "1", *files], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = re.fullmatch(r"(\d+) runs, (\d+) accepted\n", run.stdout)
+    assert found is not None
+    assert found[1] == runs
+    assert int(found[2]) > 100  # damage that leaves a file readable, so that values are read, too
 
 
 def test_layout_is_found_once_and_plausible() -> None:

@@ -1,0 +1,134 @@
+"""Split models (`…-00001-of-00003.gguf`): only the first part carries metadata, the others are linked or copied."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from ropebend.convert.gguf_file import GgufFile
+from ropebend.convert.target import SPLIT_NAME, Target, name_new, replacing, temporary_name
+from ropebend.convert.transfer import CANNOT, Progress, transfer
+from ropebend.errors import RopebendError, UsageError
+
+
+class Shards(str, Enum):
+    """What becomes of the other parts of a split model."""
+
+    LINK = "link"  # hard links: no space, the same file under another name
+    SYMLINK = "symlink"
+    COPY = "copy"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the other parts: where it is and where it goes; `there` if it already is there (the same file)."""
+
+    source: Path
+    target: Path
+    overwrite: bool
+    there: bool
+
+
+def refuse_other_parts(source: GgufFile) -> int:
+    """The number of parts of the model, 1 if it is not split.  Raises RopebendError unless this is the first."""
+    count = source.value("split.count")
+    if type(count) is not int or count < 2:
+        return 1
+    number = source.value("split.no")
+    if type(number) is not int or not 0 <= number < count:
+        raise RopebendError(f"{source.path}: split.no: expected 0 to {count - 1}, got {number!r:.80}")
+    if number > 0:
+        named = SPLIT_NAME.fullmatch(source.path.name)
+        first = source.path.with_name(_name(named["prefix"], 0, count)) if named else "the file whose split.no is 0"
+        raise RopebendError(
+            f"{source.path}: part {number + 1} of {count}; metadata is in the first part only, give {first}"
+        )
+    return count
+
+
+def other_parts(source: GgufFile, count: int, target: Target) -> list[Part]:
+    """Parts 2 to `count` of the model whose first part is `source`, and where they go beside `target`.
+
+    Raises UsageError if the target's name is not that of a first part, RopebendError if a part is missing or another
+    model's, or its target exists and may not be overwritten.
+    """
+    if count == 1 or target.in_place:
+        return []
+    prefixes = []
+    for path, error in ((source.path, RopebendError), (target.path, UsageError)):
+        named = SPLIT_NAME.fullmatch(path.name)
+        if named is None or (int(named["number"]), int(named["count"])) != (1, count):
+            ending = _name("", 0, count)
+            raise error(f"{path}: the first of {count} parts; expected a name that ends in {ending}, as llama.cpp does")
+        prefixes.append(named["prefix"])
+    parts = []
+    for i in range(1, count):
+        a, b = source.path.with_name(_name(prefixes[0], i, count)), target.path.with_name(_name(prefixes[1], i, count))
+        with GgufFile(a) as part:
+            if (part.value("split.no"), part.value("split.count")) != (i, count):
+                raise RopebendError(
+                    f"{a}: expected part {i + 1} of {count}, got split.no {part.value('split.no')!r:.20} "
+                    f"of split.count {part.value('split.count')!r:.20}"
+                )
+        there = b.exists() and os.path.samefile(a, b)
+        if os.path.lexists(b) and not there and not target.overwrite:
+            raise RopebendError(f"{b}: exists; use --force to overwrite it, or -o for another name")
+        parts.append(Part(a, b, target.overwrite, there))
+    return parts
+
+
+@contextlib.contextmanager
+def placing(part: Part, how: Shards, progress: Progress, check: bool, named: list[Path]) -> Iterator[Shards]:
+    """Bring one part beside its place; it gets its name at the end.  Yields how (a copy if it cannot be hard-linked).
+
+    A name that is new is added to `named`.  Raises RopebendError if the part changes meanwhile, a byte of the copy
+    differs, or the name is taken meanwhile.
+    """
+    temporary = temporary_name(part.target)
+    try:
+        try:
+            if how == Shards.SYMLINK:
+                os.symlink(os.path.abspath(part.source), temporary)
+            elif how == Shards.LINK:
+                os.link(os.path.realpath(part.source), temporary)
+        except OSError as e:
+            if how == Shards.SYMLINK or e.errno not in CANNOT:
+                raise
+            how = Shards.COPY  # another file system, or one without hard links
+        if how == Shards.COPY:
+            with GgufFile(part.source) as source, replacing(Target(part.target, part.overwrite), source) as fd:
+                transfer(source, 0, source.size, fd, 0, progress, check)
+                source.check_unchanged()
+                yield how
+        else:
+            yield how
+            if part.overwrite:
+                os.replace(temporary, part.target)
+            else:
+                name_new(None, temporary, part.target)
+        if not part.overwrite:
+            named.append(part.target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def removing_on_error() -> Iterator[list[Path]]:
+    """A list of files that are removed if the body raises."""
+    named: list[Path] = []
+    try:
+        yield named
+    except BaseException:
+        for path in named:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        raise
+
+
+def _name(prefix: str, i: int, count: int) -> str:
+    return f"{prefix}-{i + 1:05d}-of-{count:05d}.gguf"
