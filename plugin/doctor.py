@@ -55,13 +55,9 @@ class _Tensor:
         self.op = ctypes.c_int32.from_address(address + at["op"]).value
         self.name = ctypes.string_at(address + at["name"]).decode(errors="replace")
         self.type = ctypes.c_int32.from_address(address).value
-        # ne and nb stand right before op; checked against ggml's own count of elements
-        self.ne = list((ctypes.c_int64 * 4).from_address(address + at["op"] - 64))
-        self.nb = list((ctypes.c_size_t * 4).from_address(address + at["op"] - 32))
-        count = llama_cpp._ggml.libggml.ggml_nelements
-        count.argtypes, count.restype = [ctypes.c_void_p], ctypes.c_int64
-        if count(address) != int(np.prod(self.ne)):
-            raise RopebendError("the layout of ggml_tensor has moved: ne does not stand before op")
+        # nb stands right behind ne; checked against ggml's own count of bytes
+        self.ne = list((ctypes.c_int64 * 4).from_address(address + at["ne"]))
+        self.nb = list((ctypes.c_size_t * 4).from_address(address + at["ne"] + 32))
 
     @property
     def op_params(self) -> npt.NDArray[np.int32]:
@@ -80,6 +76,10 @@ class _Tensor:
             raise RopebendError(f"{self.name}: cannot read tensors of type {self.type}")
         kind = np.dtype(kinds[self.type])
         n_bytes = sum((n - 1) * b for n, b in zip(self.ne, self.nb, strict=True)) + kind.itemsize
+        size = llama_cpp._ggml.libggml.ggml_nbytes
+        size.argtypes, size.restype = [ctypes.c_void_p], ctypes.c_size_t
+        if size(self.address) != n_bytes:
+            raise RopebendError("the layout of ggml_tensor has moved: nb does not stand behind ne")
         raw = np.empty(n_bytes, np.uint8)
         get = llama_cpp._ggml.libggml.ggml_backend_tensor_get
         get.argtypes, get.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t], None

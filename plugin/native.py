@@ -24,8 +24,12 @@ from ropebend.scaling import Plan
 def layout() -> dict[str, int]:
     """Find out llama.cpp's struct layout (once a process) and return it: byte offsets and op codes.
 
-    Raises RopebendError if this llama.cpp is too different to be patched.
+    Raises RopebendError if this llama.cpp is too different to be patched, or if the preload library patches it already.
     """
+    if hasattr(ctypes.CDLL(None), "ropebend_preload_version"):
+        raise RopebendError(
+            "this process runs under libropebend_preload.so, which scales already: take ropebend out of LD_PRELOAD"
+        )
     addresses = {}
     for name in _native.API:
         for library in (llama_cpp._ggml.libggml, lib._lib):

@@ -1,21 +1,21 @@
 """The C core under AddressSanitizer and UBSan, and the extension's own argument checks."""
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import gguf
-import llama_cpp
 import numpy as np
 import pytest
+from c_programs import LIBRARIES, ROOT, SANITIZERS, compile_c
 
 from ropebend import _native
 from ropebend.native import Hook, layout, read_metadata
 from ropebend.scaling import LayerScaling
 
-ROOT = Path(__file__).parents[2]
-CORE = ["ggml_layout.c", "gguf_metadata.c", "rope_plan.c"]
+CORE = [
+    "architectures.c", "ggml_layout.c", "gguf_metadata.c", "gguf_scan.c", "graph_owner.c", "pointer_map.c",
+    "rope_plan.c", "scaled_file.c",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -37,26 +37,10 @@ def metadata_file(tmp_path: Path) -> Path:
 
 
 def test_core_under_sanitizers(tmp_path: Path, metadata_file: Path) -> None:
-    program = tmp_path / "core_test"
-    libraries = Path(llama_cpp.__file__).parent / "lib"
-    ggml = next(p for p in (libraries / "libggml-base.so", libraries / "libggml-base.dylib") if p.exists())
-    compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
-    flags = [
-        "-std=c11",
-        "-g",
-        "-O1",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-    ]
-    sources = [str(ROOT / "csrc" / name) for name in CORE]
-    here = str(Path(__file__).parent / "core_test.c")
-    subprocess.run(
-        [compiler, *flags, "-I", str(ROOT / "csrc"), here, *sources, "-o", str(program), "-lm", "-ldl", "-lpthread"],
-        check=True,
-    )
+    libraries = [LIBRARIES / "libggml-base.so", LIBRARIES / "libggml-base.dylib"]
+    ggml = next(p for p in libraries if p.exists())
+    sources = [Path(__file__).parent / "core_test.c", *(ROOT / "csrc" / name for name in CORE)]
+    program = compile_c(tmp_path / "core_test", sources, *SANITIZERS)
     run = subprocess.run([program, ggml, metadata_file], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout == "0 failed\n"
