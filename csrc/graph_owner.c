@@ -56,7 +56,11 @@ static void look(const struct graph_owner_state * s, const struct ggml_tensor * 
     }
 }
 
-static bool learn_caches(struct graph_owner_state * s, struct ggml_cgraph * graph, const struct scaled_plan * plan) {
+static bool learn(struct graph_owner_state * s, const void * sched, struct ggml_cgraph * graph,
+                  const struct scaled_plan * plan) {
+    if (!pointer_map_set(&s->scheds, sched, plan, sched)) {
+        return false;
+    }
     for (int i = 0, n = s->api->ggml_graph_n_nodes(graph); i < n; i++) {
         const struct ggml_tensor * node = s->api->ggml_graph_node(graph, i);
         for (int k = -1; k < N_SRC; k++) {
@@ -74,8 +78,8 @@ static bool learn_caches(struct graph_owner_state * s, struct ggml_cgraph * grap
     return true;
 }
 
-enum graph_owner_result graph_owner_find(struct graph_owner_state * s, struct ggml_cgraph * graph,
-                                         const struct scaled_plan ** plan) {
+enum graph_owner_result graph_owner_find(struct graph_owner_state * s, const void * sched,
+                                         struct ggml_cgraph * graph, const struct scaled_plan ** plan) {
     struct evidence e = { 0 };
     for (int i = 0, n = s->api->ggml_graph_n_nodes(graph); i < n; i++) {
         const struct ggml_tensor * node = s->api->ggml_graph_node(graph, i);
@@ -97,13 +101,13 @@ enum graph_owner_result graph_owner_find(struct graph_owner_state * s, struct gg
             return GRAPH_OWNER_NO_CACHE;
         }
         *plan = scaled_file_plan(e.file, e.n_cells);
-        return *plan != NULL && learn_caches(s, graph, *plan) ? GRAPH_OWNER_SCALED : GRAPH_OWNER_NO_MEMORY;
+        return *plan != NULL && learn(s, sched, graph, *plan) ? GRAPH_OWNER_SCALED : GRAPH_OWNER_NO_MEMORY;
     }
     if (e.unscaled) {
         if (e.cache_scaled) {
             return GRAPH_OWNER_FOREIGN_CACHE;
         }
-        return learn_caches(s, graph, NULL) ? GRAPH_OWNER_UNSCALED : GRAPH_OWNER_NO_MEMORY;
+        return learn(s, sched, graph, NULL) ? GRAPH_OWNER_UNSCALED : GRAPH_OWNER_NO_MEMORY;
     }
     if (e.cache_scaled && e.cache_unscaled) {
         return GRAPH_OWNER_FOREIGN_CACHE;
@@ -112,5 +116,13 @@ enum graph_owner_result graph_owner_find(struct graph_owner_state * s, struct gg
         *plan = e.cache_plan;
         return GRAPH_OWNER_SCALED;
     }
-    return e.cache_unscaled || !e.rope ? GRAPH_OWNER_UNSCALED : GRAPH_OWNER_UNKNOWN;
+    if (e.cache_unscaled || !e.rope) {
+        return GRAPH_OWNER_UNSCALED;
+    }
+    const struct pointer_map_entry * known = pointer_map_get(&s->scheds, sched);
+    if (known == NULL || e.n_cells == 0) {
+        return GRAPH_OWNER_UNKNOWN;
+    }
+    *plan = known->value;
+    return *plan != NULL ? GRAPH_OWNER_SCALED : GRAPH_OWNER_UNSCALED;
 }

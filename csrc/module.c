@@ -281,6 +281,25 @@ static PyObject * native_init(PyObject * Py_UNUSED(self), PyObject * args) {
                          (Py_ssize_t) layout.name);
 }
 
+PyDoc_STRVAR(node_layer_doc,
+             "node_layer(address)\n--\n\n"
+             "(layer, is_shift) of the rope node at this address: -1 if the layer cannot be told; is_shift: the node turns\n"
+             "a K cache.");
+
+static PyObject * native_node_layer(PyObject * Py_UNUSED(self), PyObject * args) {
+    PyObject * number;
+    if (!PyArg_ParseTuple(args, "O!", &PyLong_Type, &number)) {
+        return NULL;
+    }
+    const struct ggml_tensor * node = PyLong_AsVoidPtr(number);
+    if (node == NULL || !ready) {
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "expected the address of a node, after init()");
+    }
+    bool          is_shift;
+    const int64_t layer = rope_node_layer(&layout, node, &is_shift);
+    return Py_BuildValue("LO", (long long) layer, is_shift ? Py_True : Py_False);
+}
+
 static PyObject * scalar(int type, const char * data) {
 #define AS(ctype, make)                       \
     {                                         \
@@ -404,6 +423,7 @@ static int native_exec(PyObject * module) {
 
 static PyMethodDef native_methods[] = {
     { "init", native_init, METH_VARARGS, init_doc },
+    { "node_layer", native_node_layer, METH_VARARGS, node_layer_doc },
     { "read_metadata", native_read_metadata, METH_VARARGS, read_metadata_doc },
     { NULL, NULL, 0, NULL },
 };

@@ -111,6 +111,7 @@ NEXT(gguf_init_from_file, struct gguf_context *, (const char *, struct gguf_init
 NEXT(gguf_init_from_file_ptr, struct gguf_context *, (FILE *, struct gguf_init_params));
 NEXT(ggml_backend_buffer_set_usage, void, (struct ggml_backend_buffer *, int));
 NEXT(ggml_backend_buffer_free, void, (struct ggml_backend_buffer *));
+NEXT(ggml_backend_sched_free, void, (void *));
 NEXT(ggml_backend_sched_graph_compute, int, (void *, struct ggml_cgraph *));
 NEXT(ggml_backend_sched_graph_compute_async, int, (void *, struct ggml_cgraph *));
 NEXT(fopen, FILE *, (const char *, const char *));
@@ -125,7 +126,7 @@ static struct ggml_api          api;
 static struct ggml_graph_api    graph_api;
 static struct ggml_layout       layout;
 static struct ggml_graph_layout graph_layout;
-static struct graph_owner_state owners = { &graph_api, &layout, &graph_layout, { 0 }, { 0 } };
+static struct graph_owner_state owners = { .api = &graph_api, .layout = &layout, .graph_layout = &graph_layout };
 static bool                     ready; // the four above are filled
 
 struct open_file {
@@ -277,7 +278,7 @@ EXPORT FILE * fopen64(const char * path, const char * mode) {
     return file;
 }
 
-// ------------------------------------------------------------------------------------------------------ buffers
+// --------------------------------------------------------------------------------------- buffers and schedulers
 
 EXPORT void ggml_backend_buffer_set_usage(struct ggml_backend_buffer * buffer, int usage) {
     CALL_NEXT(ggml_backend_buffer_set_usage)(buffer, usage);
@@ -302,6 +303,15 @@ EXPORT void ggml_backend_buffer_free(struct ggml_backend_buffer * buffer) {
         pthread_mutex_unlock(&lock);
     }
     CALL_NEXT(ggml_backend_buffer_free)(buffer);
+}
+
+EXPORT void ggml_backend_sched_free(void * sched) {
+    if (sched != NULL) {
+        pthread_mutex_lock(&lock);
+        pointer_map_drop_group(&owners.scheds, sched);
+        pthread_mutex_unlock(&lock);
+    }
+    CALL_NEXT(ggml_backend_sched_free)(sched);
 }
 
 // ------------------------------------------------------------------------------------------------------- graphs
@@ -347,11 +357,11 @@ static void apply(struct ggml_cgraph * graph, const struct scaled_plan * plan) {
     }
 }
 
-static void patch(struct ggml_cgraph * graph) {
+static void patch(const void * sched, struct ggml_cgraph * graph) {
     pthread_mutex_lock(&lock);
     const struct scaled_plan * plan = NULL;
     if (ready) { // else no file with scales was ever opened
-        switch (graph_owner_find(&owners, graph, &plan)) {
+        switch (graph_owner_find(&owners, sched, graph, &plan)) {
             case GRAPH_OWNER_UNSCALED:
                 break;
             case GRAPH_OWNER_SCALED:
@@ -373,12 +383,12 @@ static void patch(struct ggml_cgraph * graph) {
 }
 
 EXPORT int ggml_backend_sched_graph_compute(void * sched, struct ggml_cgraph * graph) {
-    patch(graph);
+    patch(sched, graph);
     return CALL_NEXT(ggml_backend_sched_graph_compute)(sched, graph);
 }
 
 EXPORT int ggml_backend_sched_graph_compute_async(void * sched, struct ggml_cgraph * graph) {
-    patch(graph);
+    patch(sched, graph);
     return CALL_NEXT(ggml_backend_sched_graph_compute_async)(sched, graph);
 }
 

@@ -200,7 +200,7 @@ static enum graph_owner_result owner(struct graph_owner_state * s, struct ggml_t
     struct ggml_tensor * graph[2] = { rope, NULL };
     set_src(rope, 0, cache);
     set_src(rope, 2, weight);
-    return graph_owner_find(s, (struct ggml_cgraph *) graph, plan);
+    return graph_owner_find(s, cache == NULL ? s : (void *) cache, (struct ggml_cgraph *) graph, plan);
 }
 
 static void test_owner(struct ggml_context * ctx, void * lib) {
@@ -214,7 +214,7 @@ static void test_owner(struct ggml_context * ctx, void * lib) {
     struct scaled_file file      = { .path = "a", .n_layer = 2, .layer_scale = scales, .factor = 1.0f };
     struct scaled_file other     = { .path = "b", .n_layer = 2, .layer_scale = scales, .factor = 1.0f };
     int                buffers[5]; // addresses, no more: scaled, scaled too, unscaled, caches, a second model's caches
-    struct graph_owner_state   s = { &graph_api, &layout, &graph_layout, { 0 }, { 0 } };
+    struct graph_owner_state   s = { .api = &graph_api, .layout = &layout, .graph_layout = &graph_layout };
     const struct scaled_plan * plan;
     struct ggml_tensor *       rope = rope_node(ctx, "Qcur-1", 0.0f);
     CHECK(pointer_map_set(&s.weights, &buffers[0], &file, &buffers[0]));
@@ -240,6 +240,14 @@ static void test_owner(struct ggml_context * ctx, void * lib) {
     CHECK(owner(&s, too, cache, rope, &plan) == GRAPH_OWNER_FOREIGN_CACHE);
     pointer_map_drop_group(&s.caches, &buffers[3]); // freed; the address comes again
     CHECK(owner(&s, unscaled, cache, rope, &plan) == GRAPH_OWNER_UNSCALED);
+    CHECK(owner(&s, scaled, cache, rope, &plan) == GRAPH_OWNER_FOREIGN_CACHE);
+    pointer_map_drop_group(&s.caches, &buffers[3]);
+    CHECK(owner(&s, scaled, cache, rope, &plan) == GRAPH_OWNER_SCALED);
+    pointer_map_drop_group(&s.caches, &buffers[3]); // as if no decode had touched this cache: the scheduler knows
+    CHECK(owner(&s, NULL, cache, rope, &plan) == GRAPH_OWNER_SCALED && plan->file == &file);
+    pointer_map_drop_group(&s.scheds, cache);
+    CHECK(owner(&s, NULL, cache, rope, &plan) == GRAPH_OWNER_UNKNOWN);
+    CHECK(owner(&s, scaled, cache, rope, &plan) == GRAPH_OWNER_SCALED);
     pointer_map_drop_group(&s.weights, &buffers[0]);
     CHECK(owner(&s, scaled, NULL, rope, &plan) == GRAPH_OWNER_UNKNOWN);
 
@@ -260,6 +268,7 @@ static void test_owner(struct ggml_context * ctx, void * lib) {
     }
     free(s.weights.entries);
     free(s.caches.entries);
+    free(s.scheds.entries);
     for (struct scaled_file * f = &file; f != NULL; f = f == &file ? &other : NULL) {
         while (f->plans != NULL) {
             struct scaled_plan * next = f->plans->next;

@@ -50,7 +50,7 @@ static void stop(struct run * r) {
 static void decode(struct run * r, int n, int pos) {
     struct llama_batch batch = llama_batch_init(n, 0, 1);
     for (int i = 0; i < n; i++) {
-        batch.token[i]     = 1 + (37 * (pos + i)) % 250;
+        batch.token[i]     = 1 + (37 * (pos + i)) % 120;
         batch.pos[i]       = pos + i;
         batch.n_seq_id[i]  = 1;
         batch.seq_id[i][0] = 0;
@@ -91,7 +91,11 @@ int main(int argc, char ** argv) {
         decode(&runs[i], N_FIRST, 0);
     }
     for (int i = 0; i < n_run; i++) {
-        llama_memory_t memory = llama_get_memory(runs[i].ctx);
+        llama_memory_t            memory = llama_get_memory(runs[i].ctx);
+        const enum llama_rope_type type  = llama_model_rope_type(runs[i].model);
+        if (memory == NULL || !llama_memory_can_shift(memory) || type == LLAMA_ROPE_TYPE_MROPE || type == LLAMA_ROPE_TYPE_IMROPE) {
+            continue;
+        }
         llama_memory_seq_rm(memory, 0, REMOVE_FROM, REMOVE_TO);
         llama_memory_seq_add(memory, 0, REMOVE_TO, -1, REMOVE_FROM - REMOVE_TO);
         decode(&runs[i], N_MORE, N_FIRST - (REMOVE_TO - REMOVE_FROM));
