@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import llama_cpp._ggml
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ropebend import _native
 from ropebend.errors import RopebendError
-from ropebend.model import Context, Model
+from ropebend.model import Context, Model, check_supported
 from ropebend.native import layout
 from ropebend.reference import RopeParams, largest_angle, rope, scaled
 from ropebend.scaling import LayerScaling
@@ -165,6 +165,11 @@ def examine(
     tokens = [int(t) for t in rng.integers(0, model.n_vocab, 24)]
     distinct = LayerScaling(tuple(1.25 + 0.25 * (i % 7) for i in range(info.n_layer)))
     twice = LayerScaling.uniform(2.0, info.n_layer)
+    try:
+        check_supported(info, twice)
+    except RopebendError as e:
+        yield Check(False, "the architecture can be scaled", str(e))
+        return
     shift = shift and can_shift(model)
 
     at = layout()
@@ -192,13 +197,15 @@ def examine(
     with _Observed(model, scaling=None, rope_freq_scale=flag, **common) as context:
         by_flag = context.record(tokens, shift)
     reached = [f for f, o in zip(by_flag, own, strict=True) if f.params != o.params]
+    # in a K-shift llama.cpp multiplies cached keys by the magnitude of LongRoPE again, the hook does not
+    shift_comparable = all(node.params.attn_factor == 1 for node in own if node.shift)
     title = "scale 2 is rope_freq_scale / 2, node by node"
     if any(node.params.ext_factor != 0 for node in own):
         yield Check(True, title, "not compared: the flag would also change the magnitude of this model's YaRN")
         reached = []
     else:
         pairs = zip(by_flag, stretched, own, strict=True)
-        wrong = [f.name for f, s, o in pairs if f.params not in (s.params, o.params)]
+        wrong = [f.name for f, s, o in pairs if not _same_turn(f, s) and f.params != o.params]
         detail = f"equal in {len(reached)} of {len(own)} rope nodes; the flag reaches no others"
         yield Check(not wrong, title, f"differs in {wrong[0]}" if wrong else detail)
 
@@ -216,7 +223,12 @@ def examine(
     with Context(model, scaling=None, **common) as plain:
         yield _each_layer_matters(plain, tokens, layers)
     if len(reached) == len(own):
-        yield from _compare_logits(logits, info.n_layer, flag, shift)
+        yield from _compare_logits(logits, info.n_layer, flag, shift and shift_comparable)
+
+
+def _same_turn(a: RopeNode, b: RopeNode) -> bool:
+    """The same parameters; in a K-shift the magnitude may differ."""
+    return a.params == (replace(b.params, attn_factor=a.params.attn_factor) if b.shift else b.params)
 
 
 def _each_layer_matters(context: Context, tokens: list[int], layers: list[int]) -> Check:
@@ -251,13 +263,15 @@ def _compare_logits(
         )
 
 
-def _compare_with_numpy(own: list[RopeNode], patched: list[RopeNode], scaling: LayerScaling) -> Check:
+def _compare_with_numpy(
+    own: list[RopeNode], patched: list[RopeNode], scaling: LayerScaling, length: int | None = None
+) -> Check:
     worst, where, n_checked = 0.0, "", 0
     for before, node in zip(own, patched, strict=True):
         if node.layer < 0 or node.x is None or node.out is None:
             continue
         try:
-            params = scaled(before.params, scaling, node.layer, shift=node.shift)
+            params = scaled(before.params, scaling, node.layer, length, shift=node.shift)
             expected = rope(node.x, node.positions, params, node.factors)
         except ValueError:
             continue  # a rope mode that numpy does not know

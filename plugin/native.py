@@ -91,12 +91,12 @@ class Hook:
             raise RopebendError(f"{self._hook.problem}; its scale cannot be applied, so this model is refused")
 
     def check_shift(self, rope_layers: Sequence[int]) -> None:
-        """Raise RopebendError unless every rope layer saw a shift node since `reset_counts`.
+        """Raise RopebendError if a plan is set and some rope layer saw no shift node since `reset_counts`.
 
         More than one is right where a layer has more than one K cache; none at all, if there was nothing to shift.
         """
         seen = self.shift_nodes()
-        if not any(seen):
+        if not (self.active and any(seen)):
             return
         wrong = [layer for layer in rope_layers if seen[layer] == 0]
         if wrong:
