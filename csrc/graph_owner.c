@@ -9,7 +9,7 @@ struct evidence {
     struct scaled_file *       file;
     uint32_t                   n_cells;    // of the longest K cache
     const struct scaled_plan * cache_plan; // of K caches seen before
-    bool                       cache_scaled, cache_unscaled;
+    bool                       cache_scaled, cache_unscaled, cache_new;
 };
 
 static bool has_prefix(const char * name, const char * prefix) {
@@ -40,6 +40,8 @@ static void look(const struct graph_owner_state * s, const struct ggml_tensor * 
             e->cache_scaled = true;
         } else if (known != NULL) {
             e->cache_unscaled = true;
+        } else {
+            e->cache_new = true;
         }
         return;
     }
@@ -57,9 +59,12 @@ static void look(const struct graph_owner_state * s, const struct ggml_tensor * 
 }
 
 static bool learn(struct graph_owner_state * s, const void * sched, struct ggml_cgraph * graph,
-                  const struct scaled_plan * plan) {
+                  const struct evidence * e, const struct scaled_plan * plan) {
     if (!pointer_map_set(&s->scheds, sched, plan, sched)) {
         return false;
+    }
+    if (!e->cache_new && e->cache_plan == plan) {
+        return true; // nearly every graph
     }
     for (int i = 0, n = s->api->ggml_graph_n_nodes(graph); i < n; i++) {
         const struct ggml_tensor * node = s->api->ggml_graph_node(graph, i);
@@ -101,13 +106,13 @@ enum graph_owner_result graph_owner_find(struct graph_owner_state * s, const voi
             return GRAPH_OWNER_NO_CACHE;
         }
         *plan = scaled_file_plan(e.file, e.n_cells);
-        return *plan != NULL && learn(s, sched, graph, *plan) ? GRAPH_OWNER_SCALED : GRAPH_OWNER_NO_MEMORY;
+        return *plan != NULL && learn(s, sched, graph, &e, *plan) ? GRAPH_OWNER_SCALED : GRAPH_OWNER_NO_MEMORY;
     }
     if (e.unscaled) {
         if (e.cache_scaled) {
             return GRAPH_OWNER_FOREIGN_CACHE;
         }
-        return learn(s, sched, graph, NULL) ? GRAPH_OWNER_UNSCALED : GRAPH_OWNER_NO_MEMORY;
+        return learn(s, sched, graph, &e, NULL) ? GRAPH_OWNER_UNSCALED : GRAPH_OWNER_NO_MEMORY;
     }
     if (e.cache_scaled && e.cache_unscaled) {
         return GRAPH_OWNER_FOREIGN_CACHE;

@@ -1,4 +1,4 @@
-"""The doctor's checks on random models of many architectures: what is scaled, what the flag reaches, what is refused."""
+"""The doctor's checks on random models of many architectures: what is scaled, what is compared, what is refused."""
 
 from dataclasses import dataclass
 from pathlib import Path
