@@ -167,7 +167,7 @@ def main(
         with server(*ROPEBEND, "serve", layers, "-c", 1024, "--alias", "m") as address:
             serve = [complete(address, p, 48) for p in prompts]
         margins = [margin(layers, p, a, b) for p, a, b in zip(prompts, llama_server, serve, strict=True) if a != b]
-        detail = f"{len(prompts) - len(margins)} of {len(prompts)} texts equal; margins where others part: {margins or 'none'}"
+        detail = f"{len(prompts) - len(margins)} of {len(prompts)} texts equal; margins of others: {margins or 'none'}"
         report("llama-server, layer scales, against ropebend serve", all(m < EPSILON for m in margins), detail)
 
         common = ["-c", 128, "-np", 1, "-fa", "off", "--no-ui", "--context-shift"]

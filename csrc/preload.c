@@ -29,7 +29,7 @@ EXPORT const int ropebend_preload_version = 1;
 
 __attribute__((noreturn, format(printf, 1, 2))) static void die(const char * format, ...) {
     va_list args;
-    fflush(NULL);
+    fflush(stdout); // not NULL: a thread may wait for stdin, with its lock
     fputs("ropebend: error: ", stderr);
     va_start(args, format);
     vfprintf(stderr, format, args);

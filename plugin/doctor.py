@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ropebend import _native
 from ropebend.errors import RopebendError
-from ropebend.model import Context, Model, check_supported
+from ropebend.model import Context, Model, check_supported, has_mrope
 from ropebend.native import layout
 from ropebend.reference import RopeParams, largest_angle, rope, scaled
 from ropebend.scaling import LayerScaling
@@ -289,7 +289,7 @@ def _compare_with_numpy(
 
 def can_shift(model: Model) -> bool:
     """True if llama.cpp can shift this model's cache and ropebend lets it (not for M-RoPE)."""
-    if lib.llama_model_rope_type(model.handle) in (lib.LLAMA_ROPE_TYPE_MROPE, lib.LLAMA_ROPE_TYPE_IMROPE):
+    if has_mrope(model):
         return False
     with Context(model, n_ctx=64, n_batch=32, scaling=None) as context:
         return bool(lib.llama_memory_can_shift(lib.llama_get_memory(context.handle)))

@@ -352,12 +352,17 @@ class Context(Closing):
 
         Shift only cells that no other sequence shares, and decode under the same plan next.
         """
+        if has_mrope(self.model):
+            raise RopebendError("models with M-RoPE cannot be shifted")  # llama.cpp would abort the process
         if not lib.llama_memory_can_shift(self._memory):
             raise RopebendError(f"{self.model.info.architecture}: llama.cpp cannot shift this model's cache")
-        if self.plan is not None and lib.llama_model_rope_type(self.model.handle) == lib.LLAMA_ROPE_TYPE_MROPE:
-            raise RopebendError("models with M-RoPE cannot be shifted")
         lib.llama_memory_seq_add(self._memory, seq, p0, p1, delta)
         self._shift_pending = True
+
+
+def has_mrope(model: Model) -> bool:
+    """True if positions have several parts (Qwen-VL and the like)."""
+    return lib.llama_model_rope_type(model.handle) in (lib.LLAMA_ROPE_TYPE_MROPE, lib.LLAMA_ROPE_TYPE_IMROPE)
 
 
 def chosen_scaling(scaling: LayerScaling | str | None, info: ModelInfo) -> LayerScaling | None:

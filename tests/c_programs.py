@@ -23,3 +23,9 @@ def compile_c(output: Path, sources: Sequence[Path], *flags: str) -> Path:
     command = [compiler(), "-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", *map(str, sources), *flags]
     subprocess.run([*command, "-I", str(ROOT / "csrc"), "-o", str(output), "-lm", "-ldl", "-lpthread"], check=True)
     return output
+
+
+def compile_decode(output: Path, headers: Path = HEADERS, libraries: Path = LIBRARIES, *more: str) -> Path:
+    """decode.c, linked against the llama.cpp in `libraries`."""
+    flags = ["-isystem", str(headers), f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-lllama", "-lggml", "-lggml-base"]
+    return compile_c(output, [Path(__file__).parent / "csrc" / "decode.c"], *flags, *more)

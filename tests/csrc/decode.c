@@ -34,7 +34,9 @@ static void start(struct run * r, const char * path, int n_ctx, float freq_scale
     cparams.n_ubatch        = 64;
     cparams.n_threads       = 1;
     cparams.n_threads_batch = 1;
+#ifndef NO_FLASH_ATTN_TYPE // llama.cpp of 2025: a bool, off unless asked for
     cparams.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+#endif
     cparams.rope_freq_scale = freq_scale;
     r->ctx = llama_init_from_model(r->model, cparams);
     if (r->ctx == NULL) {
@@ -91,9 +93,9 @@ int main(int argc, char ** argv) {
         decode(&runs[i], N_FIRST, 0);
     }
     for (int i = 0; i < n_run; i++) {
-        llama_memory_t            memory = llama_get_memory(runs[i].ctx);
-        const enum llama_rope_type type  = llama_model_rope_type(runs[i].model);
-        if (memory == NULL || !llama_memory_can_shift(memory) || type == LLAMA_ROPE_TYPE_MROPE || type == LLAMA_ROPE_TYPE_IMROPE) {
+        llama_memory_t memory = llama_get_memory(runs[i].ctx);
+        const int      type   = llama_model_rope_type(runs[i].model);
+        if (memory == NULL || !llama_memory_can_shift(memory) || (type > 0 && (type & LLAMA_ROPE_TYPE_MROPE) != 0)) {
             continue;
         }
         llama_memory_seq_rm(memory, 0, REMOVE_FROM, REMOVE_TO);

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from c_programs import HEADERS, LIBRARIES, ROOT, SANITIZERS, compile_c, compiler
+from c_programs import ROOT, SANITIZERS, compile_c, compile_decode, compiler
 from random_models import write_llama
 
 from ropebend import Context, LayerScaling, Model, RopeMethod, preload
@@ -23,11 +23,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the preload lib
 
 @pytest.fixture(scope="module")
 def decode(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_c(
-        tmp_path_factory.mktemp("bin") / "decode",
-        [Path(__file__).parent / "decode.c"],
-        *["-isystem", str(HEADERS), f"-L{LIBRARIES}", f"-Wl,-rpath,{LIBRARIES}", "-lllama", "-lggml", "-lggml-base"],
-    )
+    return compile_decode(tmp_path_factory.mktemp("bin") / "decode")
 
 
 def run(*command: object, env: dict[str, str] | None = None, code: int = 0) -> subprocess.CompletedProcess[str]:

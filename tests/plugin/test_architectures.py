@@ -99,6 +99,15 @@ def test_an_unscaled_model_with_shared_keys_can_be_shifted(tmp_path: Path) -> No
         context.decode([1], 12)
 
 
+def test_a_shift_of_m_rope_is_refused_before_llama_cpp_aborts(tmp_path: Path) -> None:
+    with (
+        Model(write_model(tmp_path / "model.gguf", "qwen2vl")) as model,
+        Context(model, n_ctx=64, n_threads=1, scaling=None) as context,
+        pytest.raises(RopebendError, match="M-RoPE cannot be shifted"),
+    ):
+        context.seq_add(0, 8, -1, -4)
+
+
 def test_a_scale_for_a_layer_without_rope_has_no_effect(tmp_path: Path) -> None:
     with Model(write_model(tmp_path / "model.gguf", "granitehybrid")) as model:
         logits = []
