@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import llama_cpp
+import table
 import typer
 
 from ropebend import Context, LayerScaling, Model, RopebendError
@@ -117,12 +118,9 @@ def main(
     ]
     print("\n".join(lines))
     if output is not None:
-        text = output.read_text(encoding="utf-8") if output.exists() else MARK
-        output.write_text(text[: text.index(MARK)] + MARK + "\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+        table.write(output, "architectures.py", lines)
     raise typer.Exit(failed > 0)
 
-
-MARK = "<!-- the rest is written by bench/architectures.py -->"
 
 if __name__ == "__main__":
     typer.run(main)

@@ -18,6 +18,7 @@ import tarfile
 from pathlib import Path
 from typing import Annotated
 
+import table
 import typer
 
 from ropebend import LayerScaling, _native, preload
@@ -26,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from c_programs import compile_decode
 from random_models import write_llama
 
-MARK = "<!-- the rest is written by bench/versions.py -->"
 SWITCHES = ["CURL", "OPENSSL", "BUILD_COMMON", "BUILD_TESTS", "BUILD_TOOLS", "BUILD_EXAMPLES", "BUILD_SERVER"]
 
 
@@ -121,8 +121,7 @@ def main(
     ]
     print("\n".join(lines))
     if output is not None:
-        text = output.read_text(encoding="utf-8") if output.exists() else MARK
-        output.write_text(text[: text.index(MARK)] + MARK + "\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+        table.write(output, "versions.py", lines)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,8 @@ static struct ggml_graph_api    graph_api;
 static struct ggml_layout       layout;
 static struct ggml_graph_layout graph_layout;
 static struct graph_owner_state owners = { .api = &graph_api, .layout = &layout, .graph_layout = &graph_layout };
-static bool                     ready; // the four above are filled
+static bool                     ready;      // what stands above is filled
+static bool                     any_scaled; // a file with scales was opened
 
 struct open_file {
     char *               path;
@@ -214,9 +215,10 @@ static void learn(const struct gguf_context * gguf, FILE * file, const char * pa
     }
     pthread_mutex_lock(&lock);
     struct scaled_file * scales = NULL;
+    const char *         reason = prepare(); // in any case: the caches of unscaled models must be known, too
     if (gguf_scan_has_prefix(fileno(file), PREFIX)) {
-        char         problem[256];
-        const char * reason = prepare();
+        char problem[256];
+        any_scaled = true;
         if (reason != NULL) {
             die("%s carries layer scales, but this llama.cpp cannot be patched: %s", path, reason);
         }
@@ -229,10 +231,10 @@ static void learn(const struct gguf_context * gguf, FILE * file, const char * pa
 }
 
 EXPORT struct gguf_context * gguf_init_from_file(const char * path, struct gguf_init_params params) {
-    inside_gguf                   = true; // it may call gguf_init_from_file_ptr
-    struct gguf_context * gguf    = CALL_NEXT(gguf_init_from_file)(path, params);
-    FILE *                file    = gguf == NULL ? NULL : CALL_NEXT(fopen)(path, "rb");
-    inside_gguf                   = false;
+    inside_gguf = true; // it may call gguf_init_from_file_ptr
+    struct gguf_context * gguf = CALL_NEXT(gguf_init_from_file)(path, params);
+    FILE *                file = gguf == NULL ? NULL : CALL_NEXT(fopen)(path, "rb");
+    inside_gguf = false;
     if (file != NULL) {
         learn(gguf, file, path);
         fclose(file);
@@ -243,7 +245,7 @@ EXPORT struct gguf_context * gguf_init_from_file(const char * path, struct gguf_
 EXPORT struct gguf_context * gguf_init_from_file_ptr(FILE * file, struct gguf_init_params params) {
     struct gguf_context * gguf = CALL_NEXT(gguf_init_from_file_ptr)(file, params);
     if (!inside_gguf) {
-        char          link[64], path[4096];
+        char link[64], path[4096];
         snprintf(link, sizeof(link), "/proc/self/fd/%d", fileno(file));
         const ssize_t n = readlink(link, path, sizeof(path) - 1);
         path[n < 0 ? 0 : n] = '\0';
@@ -360,7 +362,7 @@ static void apply(struct ggml_cgraph * graph, const struct scaled_plan * plan) {
 static void patch(const void * sched, struct ggml_cgraph * graph) {
     pthread_mutex_lock(&lock);
     const struct scaled_plan * plan = NULL;
-    if (ready) { // else no file with scales was ever opened
+    if (ready) {
         switch (graph_owner_find(&owners, sched, graph, &plan)) {
             case GRAPH_OWNER_UNSCALED:
                 break;
@@ -368,6 +370,9 @@ static void patch(const void * sched, struct ggml_cgraph * graph) {
                 apply(graph, plan);
                 break;
             case GRAPH_OWNER_UNKNOWN:
+                if (!any_scaled) {
+                    break;
+                }
                 die("a graph with rope nodes was met, and nothing tells which model it belongs to; a K-shift before the "
                     "first decode is such a graph");
             case GRAPH_OWNER_FOREIGN_CACHE:

@@ -1,9 +1,11 @@
 // A program that knows nothing of ropebend: decode CTX MODEL[@FREQ_SCALE]...
 // Loads the models, and with each in turn decodes 24 tokens, drops four, closes the gap (a K-shift) and decodes three
-// more. Prints a line of logits per model and step, as exact hexadecimal floats. "-MODEL" frees the models before it.
+// more. Prints a line of logits per model and step, as exact hexadecimal floats. "-MODEL" frees the models before it,
+// "+MODEL" lets them do the first step before it is loaded.
 
 #include <llama.h>
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,12 +15,24 @@ enum { MAX_MODELS = 8, N_FIRST = 24, N_MORE = 3, REMOVE_FROM = 4, REMOVE_TO = 8 
 struct run {
     struct llama_model *   model;
     struct llama_context * ctx;
+    bool                   started;
 };
 
 static void quiet(enum ggml_log_level level, const char * text, void * user) {
     (void) user;
     if (level == GGML_LOG_LEVEL_ERROR) {
         fputs(text, stderr);
+    }
+}
+
+static void decode(struct run * r, int n, int pos);
+
+static void first_step(struct run * runs, int n_run) {
+    for (int i = 0; i < n_run; i++) {
+        if (!runs[i].started) {
+            decode(&runs[i], N_FIRST, 0);
+        }
+        runs[i].started = true;
     }
 }
 
@@ -42,6 +56,7 @@ static void start(struct run * r, const char * path, int n_ctx, float freq_scale
     if (r->ctx == NULL) {
         exit(3);
     }
+    r->started = false;
 }
 
 static void stop(struct run * r) {
@@ -83,15 +98,17 @@ int main(int argc, char ** argv) {
             }
             path++;
         }
+        if (*path == '+') {
+            first_step(runs, n_run);
+            path++;
+        }
         char * at = strrchr(path, '@');
         if (at != NULL) {
             *at = '\0';
         }
         start(&runs[n_run++], path, atoi(argv[1]), at == NULL ? 0.0f : strtof(at + 1, NULL));
     }
-    for (int i = 0; i < n_run; i++) {
-        decode(&runs[i], N_FIRST, 0);
-    }
+    first_step(runs, n_run);
     for (int i = 0; i < n_run; i++) {
         llama_memory_t memory = llama_get_memory(runs[i].ctx);
         const int      type   = llama_model_rope_type(runs[i].model);

@@ -95,10 +95,12 @@ def test_only_the_model_whose_file_carries_scales_is_touched(plain: Path, scaled
     assert preloaded(decode, 256, plain).stdout == alone_plain
     assert preloaded(decode, 256, plain).stderr == ""
     for models in ([plain, scaled], [scaled, plain], [plain, scaled, plain, scaled]):
-        lines = preloaded(decode, 256, *models).stdout.splitlines(keepends=True)
-        for i, model in enumerate(models):
-            expected = alone_plain if model == plain else alone_scaled
-            assert lines[i] + lines[i + len(models)] == expected
+        for late in ("", "+"):  # loaded when the ones before have decoded already
+            names = [f"{late}{model}" for model in models]
+            lines = preloaded(decode, 256, *names).stdout.splitlines(keepends=True)
+            for i, model in enumerate(models):
+                expected = alone_plain if model == plain else alone_scaled
+                assert lines[i] + lines[i + len(models)] == expected
 
 
 def test_addresses_of_freed_models_mean_nothing(plain: Path, scaled: Path, decode: Path) -> None:
