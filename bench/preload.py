@@ -86,7 +86,7 @@ def server(*command: object) -> Iterator[str]:
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen([*map(str, command), "--port", str(port)], stdout=log, stderr=log)
         try:
-            for _ in range(300):
+            for _ in range(1200):
                 with contextlib.suppress(urllib.error.URLError, ConnectionError):
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
                     break
