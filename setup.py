@@ -1,17 +1,39 @@
-"""The C extension; all else is in pyproject.toml."""
+"""The C code: the extension, and the preload library; all else is in pyproject.toml."""
 
+import os
+import sys
 from glob import glob
+from typing import Any
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
-setup(
-    ext_modules=[
-        Extension(
-            "ropebend._native",
-            sources=sorted(glob("csrc/*.c")),
-            depends=sorted(glob("csrc/*.h")),
-            include_dirs=["csrc"],
-            extra_compile_args=["-std=c11", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra"],
-        )
-    ]
-)
+CORE = ["architectures", "ggml_layout", "gguf_metadata", "rope_plan"]
+PRELOAD = "ropebend.libropebend_preload"
+
+
+class BuildExt(build_ext):
+    """The preload library is no Python module, so its file has no interpreter's tag."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname.endswith(PRELOAD.rpartition(".")[2]):
+            return fullname.replace(".", os.sep) + ".so"
+        return super().get_ext_filename(fullname)
+
+
+def library(name: str, modules: list[str], **more: Any) -> Extension:
+    return Extension(
+        name,
+        sources=[f"csrc/{module}.c" for module in modules],
+        depends=sorted(glob("csrc/*.h")),
+        include_dirs=["csrc"],
+        extra_compile_args=["-std=c11", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra"],
+        **more,
+    )
+
+
+extensions = [library("ropebend._native", [*CORE, "module"])]
+if sys.platform == "linux":  # LD_PRELOAD; macOS has two-level names and would need another way
+    preload = [*CORE, "gguf_scan", "graph_owner", "pointer_map", "preload", "scaled_file"]
+    extensions.append(library(PRELOAD, preload, libraries=["dl", "m", "pthread"]))
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildExt})

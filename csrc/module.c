@@ -3,6 +3,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "architectures.h"
 #include "ggml_layout.h"
 #include "gguf_metadata.h"
 #include "rope_plan.h"
@@ -24,7 +25,7 @@ struct hook {
     uint32_t *       n_qk;        // [n_layer] rope nodes of Q and K seen since the last reset
     uint32_t *       n_shift;     // [n_layer] rope nodes over the K cache seen since the last reset
     uint64_t         n_problem;
-    char             problem[128]; // the first one
+    char             problem[192]; // the first one
 };
 
 static bool hook_cb_eval(struct ggml_tensor * node, bool ask, void * user_data) {
@@ -32,9 +33,7 @@ static bool hook_cb_eval(struct ggml_tensor * node, bool ask, void * user_data) 
     if (!ask) {
         return true;
     }
-    int32_t op;
-    memcpy(&op, (const char *) node + layout.op, sizeof(op));
-    if (op != layout.op_rope && op != layout.op_rope_back) {
+    if (!rope_node_is(&layout, node)) {
         return false; // nearly every node: no lock
     }
     pthread_mutex_lock(&hook->lock);
@@ -43,26 +42,13 @@ static bool hook_cb_eval(struct ggml_tensor * node, bool ask, void * user_data) 
     if ((result == ROPE_APPLY_QK || result == ROPE_APPLY_SHIFT) && layer >= hook->plan.n_layer) {
         result = ROPE_APPLY_UNRESOLVED; // without an active plan the core does not know how many layers there are
     }
-    switch (result) {
-        case ROPE_APPLY_QK:
-            hook->n_qk[layer]++;
-            break;
-        case ROPE_APPLY_SHIFT:
-            hook->n_shift[layer]++;
-            break;
-        case ROPE_APPLY_UNRESOLVED:
-            if (hook->n_problem++ == 0) {
-                snprintf(hook->problem, sizeof(hook->problem), "rope node '%.64s' belongs to no layer of the plan",
-                         rope_node_name(&layout, node));
-            }
-            break;
-        case ROPE_APPLY_FULL:
-            if (hook->n_problem++ == 0) {
-                snprintf(hook->problem, sizeof(hook->problem), "too many different rope parameters in one process");
-            }
-            break;
-        case ROPE_APPLY_NOT_ROPE:
-            break;
+    const char * problem = rope_apply_problem(result);
+    if (problem != NULL) {
+        if (hook->n_problem++ == 0) {
+            snprintf(hook->problem, sizeof(hook->problem), "rope node '%.64s' %s", rope_node_name(&layout, node), problem);
+        }
+    } else {
+        (result == ROPE_APPLY_SHIFT ? hook->n_shift : hook->n_qk)[layer]++;
     }
     pthread_mutex_unlock(&hook->lock);
     return false; // never wait for a node: the whole graph is computed in one go
@@ -289,9 +275,29 @@ static PyObject * native_init(PyObject * Py_UNUSED(self), PyObject * args) {
     api    = new_api;
     layout = new_layout;
     ready  = true;
-    return Py_BuildValue("{s:i,s:i,s:n,s:n,s:n,s:n}", "op_rope", layout.op_rope, "op_rope_back", layout.op_rope_back,
-                         "op", (Py_ssize_t) layout.op, "op_params", (Py_ssize_t) layout.op_params, "src",
-                         (Py_ssize_t) layout.src, "name", (Py_ssize_t) layout.name);
+    return Py_BuildValue("{s:i,s:i,s:n,s:n,s:n,s:n,s:n}", "op_rope", layout.op_rope, "op_rope_back",
+                         layout.op_rope_back, "ne", (Py_ssize_t) layout.ne, "op", (Py_ssize_t) layout.op, "op_params",
+                         (Py_ssize_t) layout.op_params, "src", (Py_ssize_t) layout.src, "name",
+                         (Py_ssize_t) layout.name);
+}
+
+PyDoc_STRVAR(node_layer_doc,
+             "node_layer(address)\n--\n\n"
+             "(layer, is_shift) of the rope node at this address: -1 if the layer cannot be told; is_shift: the node turns\n"
+             "a K cache.");
+
+static PyObject * native_node_layer(PyObject * Py_UNUSED(self), PyObject * args) {
+    PyObject * number;
+    if (!PyArg_ParseTuple(args, "O!", &PyLong_Type, &number)) {
+        return NULL;
+    }
+    const struct ggml_tensor * node = PyLong_AsVoidPtr(number);
+    if (node == NULL || !ready) {
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "expected the address of a node, after init()");
+    }
+    bool          is_shift;
+    const int64_t layer = rope_node_layer(&layout, node, &is_shift);
+    return Py_BuildValue("LO", (long long) layer, is_shift ? Py_True : Py_False);
 }
 
 static PyObject * scalar(int type, const char * data) {
@@ -388,27 +394,36 @@ static PyObject * native_read_metadata(PyObject * Py_UNUSED(self), PyObject * ar
     return dict;
 }
 
-static int native_exec(PyObject * module) {
+// Add a NULL-terminated list of texts to the module, as a tuple.
+static bool add_names(PyObject * module, const char * attribute, const char * const * list) {
     PyObject * names = PyList_New(0);
-    for (int i = 0; names != NULL && ggml_api_names[i] != NULL; i++) {
-        PyObject * name = PyUnicode_FromString(ggml_api_names[i]);
+    for (int i = 0; names != NULL && list[i] != NULL; i++) {
+        PyObject * name = PyUnicode_FromString(list[i]);
         if (name == NULL || PyList_Append(names, name) != 0) {
             Py_CLEAR(names);
         }
         Py_XDECREF(name);
     }
-    PyObject * api_names = names == NULL ? NULL : PyList_AsTuple(names);
+    PyObject * tuple = names == NULL ? NULL : PyList_AsTuple(names);
+    const bool added = tuple != NULL && PyModule_AddObjectRef(module, attribute, tuple) == 0;
     Py_XDECREF(names);
+    Py_XDECREF(tuple);
+    return added;
+}
+
+static int native_exec(PyObject * module) {
     PyObject * hook  = PyType_FromSpec(&hook_spec);
-    const bool added = api_names != NULL && hook != NULL && PyModule_AddObjectRef(module, "API", api_names) == 0 &&
-                       PyModule_AddObjectRef(module, "Hook", hook) == 0;
-    Py_XDECREF(api_names);
+    const bool added = hook != NULL && PyModule_AddObjectRef(module, "Hook", hook) == 0 &&
+                       add_names(module, "API", ggml_api_names) &&
+                       add_names(module, "ARCHITECTURES_WITHOUT_ROPE", architectures_without_rope) &&
+                       add_names(module, "ARCHITECTURES_WITH_SHARED_KEYS", architectures_with_shared_keys);
     Py_XDECREF(hook);
     return added ? 0 : -1;
 }
 
 static PyMethodDef native_methods[] = {
     { "init", native_init, METH_VARARGS, init_doc },
+    { "node_layer", native_node_layer, METH_VARARGS, node_layer_doc },
     { "read_metadata", native_read_metadata, METH_VARARGS, read_metadata_doc },
     { NULL, NULL, 0, NULL },
 };

@@ -61,14 +61,14 @@ static bool original_get(int32_t index, struct rope_values * v) {
     return found;
 }
 
-const char * rope_node_name(const struct ggml_layout * layout, const struct ggml_tensor * node) {
-    return (const char *) node + layout->name;
+bool rope_node_is(const struct ggml_layout * layout, const struct ggml_tensor * node) {
+    int32_t op;
+    memcpy(&op, (const char *) node + layout->op, sizeof(op));
+    return op == layout->op_rope || op == layout->op_rope_back;
 }
 
-static const struct ggml_tensor * node_src(const struct ggml_layout * layout, const struct ggml_tensor * node, int i) {
-    const struct ggml_tensor * src;
-    memcpy(&src, (const char *) node + layout->src + (size_t) i * sizeof(src), sizeof(src));
-    return src;
+const char * rope_node_name(const struct ggml_layout * layout, const struct ggml_tensor * node) {
+    return (const char *) node + layout->name;
 }
 
 // The number that starts at `s`, if it has at most 9 digits and ends with the string or (if `prefix`) anywhere.
@@ -98,7 +98,7 @@ static int64_t walk(const struct ggml_layout * layout, const struct ggml_tensor 
     int64_t layer = name_layer(rope_node_name(layout, node), is_shift);
     // src[1] too: with a quantised K cache the shift graph multiplies by a Hadamard matrix, which is src[0]
     for (int i = 0; i < 2 && layer < 0 && depth > 0; i++) {
-        const struct ggml_tensor * src = node_src(layout, node, i);
+        const struct ggml_tensor * src = ggml_layout_src(layout, node, i);
         if (src != NULL) {
             layer = walk(layout, src, depth - 1, is_shift);
         }
@@ -109,6 +109,31 @@ static int64_t walk(const struct ggml_layout * layout, const struct ggml_tensor 
 int64_t rope_node_layer(const struct ggml_layout * layout, const struct ggml_tensor * node, bool * is_shift) {
     *is_shift = false;
     return walk(layout, node, 8, is_shift);
+}
+
+const char * rope_apply_problem(enum rope_apply_result result) {
+    switch (result) {
+        case ROPE_APPLY_UNRESOLVED:   return "belongs to no layer of the plan";
+        case ROPE_APPLY_FULL:         return "is one too many: too many different rope parameters in one process";
+        case ROPE_APPLY_YARN_TWICE:   return "has YaRN already, so method yarn does not fit";
+        case ROPE_APPLY_YARN_SCALED:  return "is interpolated already, so method yarn does not fit";
+        case ROPE_APPLY_YARN_FACTORS: return "has frequency factors, so method yarn does not fit";
+        case ROPE_APPLY_NOT_ROPE:
+        case ROPE_APPLY_QK:
+        case ROPE_APPLY_SHIFT:        break;
+    }
+    return NULL;
+}
+
+// YaRN ramps between freq_scale and 1 by the rotations of base^(-2i/d): on top of another method both ends would be wrong.
+static enum rope_apply_result yarn_problem(const struct rope_values * own, bool has_factors) {
+    if (own->ext_factor != 0.0f) {
+        return ROPE_APPLY_YARN_TWICE;
+    }
+    if (own->freq_scale != 1.0f) {
+        return ROPE_APPLY_YARN_SCALED;
+    }
+    return has_factors ? ROPE_APPLY_YARN_FACTORS : ROPE_APPLY_NOT_ROPE;
 }
 
 // ggml's rope multiplies cos and sin by attn_factor * yarn_gain(freq_scale) where ext_factor is not 0
@@ -142,9 +167,7 @@ static struct rope_values planned(const struct rope_values * own, const struct r
 
 enum rope_apply_result rope_plan_apply(const struct rope_plan * plan, const struct ggml_layout * layout,
                                        struct ggml_tensor * node, uint32_t * layer) {
-    int32_t op;
-    memcpy(&op, (const char *) node + layout->op, sizeof(op));
-    if (op != layout->op_rope && op != layout->op_rope_back) {
+    if (!rope_node_is(layout, node)) {
         return ROPE_APPLY_NOT_ROPE;
     }
 
@@ -160,11 +183,20 @@ enum rope_apply_result rope_plan_apply(const struct rope_plan * plan, const stru
     int32_t            slot[SLOT_VALUES];
     struct rope_values own;
     memcpy(slot, params, sizeof(slot));
-    if (slot[SLOT_MARKER] != MARKER || !original_get(slot[SLOT_INDEX], &own)) {
-        if (plan == NULL) {
-            return result; // never touched: nothing to put back
-        }
+    const bool marked = slot[SLOT_MARKER] == MARKER && original_get(slot[SLOT_INDEX], &own);
+    if (!marked && plan == NULL) {
+        return result; // never touched: nothing to put back
+    }
+    if (!marked) {
         memcpy(&own, params + SLOT_VALUES * sizeof(int32_t), sizeof(own));
+    }
+    if (plan != NULL && plan->yarn_factor > 0.0f) {
+        const enum rope_apply_result problem = yarn_problem(&own, ggml_layout_src(layout, node, 2) != NULL);
+        if (problem != ROPE_APPLY_NOT_ROPE) {
+            return problem;
+        }
+    }
+    if (!marked) {
         slot[SLOT_INDEX] = original_index(&own);
         if (slot[SLOT_INDEX] < 0) {
             return ROPE_APPLY_FULL;

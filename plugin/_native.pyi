@@ -6,8 +6,11 @@ import numpy.typing as npt
 Row = npt.NDArray[np.float32]
 
 API: tuple[str, ...]
+ARCHITECTURES_WITHOUT_ROPE: tuple[str, ...]
+ARCHITECTURES_WITH_SHARED_KEYS: tuple[str, ...]
 
 def init(addresses: dict[str, Any]) -> dict[str, int]: ...
+def node_layer(address: int) -> tuple[int, bool]: ...
 def read_metadata(path: str) -> dict[str, Any] | None: ...
 
 class Hook:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
+from ropebend import _native
 from ropebend.errors import RopebendError
 from ropebend.model_info import ModelInfo
 from ropebend.native import Hook, captured_log, quiet_llama_log
@@ -26,21 +27,21 @@ from ropebend.scaling import LayerScaling, Plan
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 
-#: Layers that read another layer's K would rotate Q and K by different scales.
-SHARED_KV_ARCHITECTURES = frozenset(["gemma3n", "gemma4"])
+OWN_METHODS = {"yarn": "YaRN", "linear": "linear scaling", "longrope": "LongRoPE"}
 
 
 def check_supported(info: ModelInfo, scaling: LayerScaling) -> None:
     """Raise RopebendError unless `scaling` can be applied to this model as its file describes it."""
     scaling.check_model(info.n_layer, info.architecture)
-    if info.architecture in SHARED_KV_ARCHITECTURES:
+    if info.architecture in _native.ARCHITECTURES_WITH_SHARED_KEYS:
         raise RopebendError(
-            f"{info.path}: {info.architecture} is not supported yet: some of its layers read the keys of another layer"
+            f"{info.path}: {info.architecture} is not supported: some of its layers read the keys of another layer"
         )
-    if scaling.rope.method == "yarn" and info.rope_scaling[0] == "yarn":
+    own, factor = info.rope_scaling
+    if scaling.rope.method == "yarn" and own != "none":
         raise RopebendError(
-            f"{info.path}: the model carries YaRN already (factor {info.rope_scaling[1]:g}); use method none, "
-            "the layer scales then multiply it"
+            f"{info.path}: the model carries {OWN_METHODS.get(own, own)} already (factor {factor:g}); YaRN does "
+            "not fit on it. Use method none, the layer scales then multiply it"
         )
 
 
@@ -351,12 +352,17 @@ class Context(Closing):
 
         Shift only cells that no other sequence shares, and decode under the same plan next.
         """
+        if has_mrope(self.model):
+            raise RopebendError("models with M-RoPE cannot be shifted")  # llama.cpp would abort the process
         if not lib.llama_memory_can_shift(self._memory):
             raise RopebendError(f"{self.model.info.architecture}: llama.cpp cannot shift this model's cache")
-        if self.plan is not None and lib.llama_model_rope_type(self.model.handle) == lib.LLAMA_ROPE_TYPE_MROPE:
-            raise RopebendError("models with M-RoPE cannot be shifted")
         lib.llama_memory_seq_add(self._memory, seq, p0, p1, delta)
         self._shift_pending = True
+
+
+def has_mrope(model: Model) -> bool:
+    """True if positions have several parts (Qwen-VL and the like)."""
+    return lib.llama_model_rope_type(model.handle) in (lib.LLAMA_ROPE_TYPE_MROPE, lib.LLAMA_ROPE_TYPE_IMROPE)
 
 
 def chosen_scaling(scaling: LayerScaling | str | None, info: ModelInfo) -> LayerScaling | None:

@@ -24,8 +24,12 @@ from ropebend.scaling import Plan
 def layout() -> dict[str, int]:
     """Find out llama.cpp's struct layout (once a process) and return it: byte offsets and op codes.
 
-    Raises RopebendError if this llama.cpp is too different to be patched.
+    Raises RopebendError if this llama.cpp is too different to be patched, or if the preload library patches it already.
     """
+    if hasattr(ctypes.CDLL(None), "ropebend_preload_version"):
+        raise RopebendError(
+            "this process runs under libropebend_preload.so, which scales already: take ropebend out of LD_PRELOAD"
+        )
     addresses = {}
     for name in _native.API:
         for library in (llama_cpp._ggml.libggml, lib._lib):
@@ -87,17 +91,17 @@ class Hook:
             raise RopebendError(f"{self._hook.problem}; its scale cannot be applied, so this model is refused")
 
     def check_shift(self, rope_layers: Sequence[int]) -> None:
-        """Raise RopebendError unless every rope layer saw exactly one shift node since `reset_counts`.
+        """Raise RopebendError if a plan is set and some rope layer saw no shift node since `reset_counts`.
 
-        No node at all is right, too: then there was nothing to shift.
+        More than one is right where a layer has more than one K cache; none at all, if there was nothing to shift.
         """
         seen = self.shift_nodes()
-        if not any(seen):
+        if not (self.active and any(seen)):
             return
-        wrong = [layer for layer in rope_layers if seen[layer] != 1]
+        wrong = [layer for layer in rope_layers if seen[layer] == 0]
         if wrong:
             raise RopebendError(
-                f"the K-shift was not patched in layer {wrong[0]} (rope nodes seen: {seen[wrong[0]]}, expected 1); "
+                f"the K-shift was not patched in layer {wrong[0]}: no rope node seen; "
                 "cached keys are wrong now, clear the cache"
             )
 

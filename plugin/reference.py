@@ -10,12 +10,17 @@ import numpy.typing as npt
 
 from ropebend.scaling import LayerScaling, dynamic_ntk_factor
 
-MODE_NORM, MODE_NEOX = 0, 2
+MODE_NORM, MODE_NEOX, MODE_MROPE, MODE_IMROPE = 0, 2, 8, 40
 
 
 @dataclass(frozen=True)
 class RopeParams:
-    """The parameters of one rope node (op_params of GGML_OP_ROPE)."""
+    """The parameters of one rope node (op_params of GGML_OP_ROPE).
+
+    sections   pairs per position of M-RoPE: time, height, width, extra
+    n_offs     first channel that turns
+    back       GGML_OP_ROPE_BACK: turn the other way
+    """
 
     n_dims: int
     mode: int
@@ -26,16 +31,33 @@ class RopeParams:
     attn_factor: float
     beta_fast: float
     beta_slow: float
+    sections: tuple[int, ...] = (0, 0, 0, 0)
+    n_offs: int = 0
+    back: bool = False
 
     @classmethod
-    def of(cls, op_params: npt.NDArray[np.int32]) -> RopeParams:
-        """From the int32 slots of a node, shape [>= 11]."""
-        floats = [float(x) for x in op_params[5:11].view(np.float32)]
-        return cls(int(op_params[1]), int(op_params[2]), int(op_params[4]), *floats)
+    def of(cls, op_params: npt.NDArray[np.int32], back: bool = False) -> RopeParams:
+        """From the int32 slots of a node, shape [16]."""
+        base, scale, ext, attn, fast, slow = (float(x) for x in op_params[5:11].view(np.float32))
+        n_dims, mode, n_ctx_orig, n_offs = (int(op_params[i]) for i in (1, 2, 4, 15))
+        sections = tuple(int(n) for n in op_params[11:15])
+        return cls(n_dims, mode, n_ctx_orig, base, scale, ext, attn, fast, slow, sections, n_offs, back)
 
 
-def scaled(own: RopeParams, scaling: LayerScaling, layer: int, length: int | None = None) -> RopeParams:
-    """What `scaling` makes of a layer's own parameters (design section 2), in double precision."""
+def scaled(
+    own: RopeParams, scaling: LayerScaling, layer: int, length: int | None = None, *, shift: bool = False
+) -> RopeParams:
+    """What `scaling` makes of a layer's own parameters (design section 2), in double precision.
+
+    shift: for the K-shift, which turns keys that have their magnitude already.
+    """
+    out = _stretched(own, scaling, layer, length)
+    if shift:
+        out = replace(out, attn_factor=1 / (1 + 0.1 * math.log(1 / out.freq_scale)) if out.ext_factor != 0 else 1.0)
+    return out
+
+
+def _stretched(own: RopeParams, scaling: LayerScaling, layer: int, length: int | None) -> RopeParams:
     rope, f = scaling.rope, scaling.rope.factor
     if rope.method == "dynamic-ntk":
         f = dynamic_ntk_factor(f, rope.original_context or own.n_ctx_orig, length)
@@ -59,13 +81,18 @@ def rope(
     x: npt.NDArray[np.floating], positions: npt.NDArray[np.integer], p: RopeParams,
     freq_factors: npt.NDArray[np.floating] | None = None,
 ) -> npt.NDArray[np.float64]:  # fmt: skip
-    """Rotate x, shape [n_tokens, n_heads, head_dim], by its positions, shape [n_tokens].
+    """Rotate x, shape [n_tokens, n_heads, head_dim], by its positions, shape [n_tokens], for M-RoPE [4 * n_tokens].
 
-    Raises ValueError for a mode other than NORM (neighbouring pairs) and NEOX (halves).
+    Raises ValueError for a mode other than NORM (neighbouring pairs), NEOX (halves), MROPE and IMROPE.
     """
-    half = p.n_dims // 2
-    i = np.arange(half)
-    extrapolated = positions[:, None] * p.freq_base ** (-2.0 * i / p.n_dims)
+    half, i = p.n_dims // 2, np.arange(p.n_dims // 2)
+    if p.mode in (MODE_NORM, MODE_NEOX):
+        at = positions[:, None]
+    elif p.mode in (MODE_MROPE, MODE_IMROPE):
+        at = positions.reshape(4, -1).T[:, _sections(p, i)]
+    else:
+        raise ValueError(f"rope mode {p.mode} is none of 0 (norm), 2 (neox), 8 (mrope), 40 (imrope)")
+    extrapolated = at * p.freq_base ** (-2.0 * i / p.n_dims)
     if freq_factors is not None:
         extrapolated = extrapolated / freq_factors[:half]
     theta = p.freq_scale * extrapolated
@@ -81,14 +108,26 @@ def rope(
         mix = ramp * p.ext_factor
         theta = theta * (1 - mix) + extrapolated * mix
         magnitude *= 1 + 0.1 * math.log(1 / p.freq_scale)
+    if p.back:
+        theta = -theta
     cos, sin = magnitude * np.cos(theta)[:, None, :], magnitude * np.sin(theta)[:, None, :]
     out = x.astype(np.float64).copy()
-    if p.mode == MODE_NORM:
-        a, b = slice(0, p.n_dims, 2), slice(1, p.n_dims, 2)
-    elif p.mode == MODE_NEOX:
-        a, b = slice(0, half), slice(half, p.n_dims)
-    else:
-        raise ValueError(f"rope mode {p.mode} is not one of {MODE_NORM} (norm), {MODE_NEOX} (neox)")
-    xa, xb = out[..., a].copy(), out[..., b].copy()
-    out[..., a], out[..., b] = xa * cos - xb * sin, xa * sin + xb * cos
+    turned = out[..., p.n_offs : p.n_offs + p.n_dims]
+    a, b = (slice(0, None, 2), slice(1, None, 2)) if p.mode == MODE_NORM else (slice(0, half), slice(half, None))
+    xa, xb = turned[..., a].copy(), turned[..., b].copy()
+    turned[..., a], turned[..., b] = xa * cos - xb * sin, xa * sin + xb * cos
     return out
+
+
+def largest_angle(positions: npt.NDArray[np.integer], factors: npt.NDArray[np.floating] | None) -> float:
+    """An upper bound for the angles in radians, for the rounding to expect from float32."""
+    return float(np.abs(positions).max()) * (1.0 if factors is None else float(1 / np.abs(factors).min()))
+
+
+def _sections(p: RopeParams, i: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+    """Which of the four M-RoPE positions each pair turns by."""
+    sector = i % sum(p.sections)
+    if p.mode == MODE_MROPE:
+        return np.searchsorted(np.cumsum(p.sections), sector, side="right")
+    kind = sector % 3
+    return np.where(sector < 3 * np.array(p.sections)[kind], kind, 3)

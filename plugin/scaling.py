@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ropebend import _native
 from ropebend.bezier import ControlPoints, layer_scales
 from ropebend.errors import RopebendError
 from ropebend.files import write_json
@@ -25,36 +26,7 @@ MIN_SCALE, MAX_SCALE = 0.1, 1000.0
 METHODS = ("none", "linear", "ntk", "dynamic-ntk", "yarn")
 
 #: Architectures that llama.cpp runs without RoPE (``llama_model_rope_type`` returns NONE).
-ARCHITECTURES_WITHOUT_ROPE = frozenset(
-    [
-        "clip",
-        "gpt2",
-        "gptj",
-        "mpt",
-        "refact",
-        "bloom",
-        "mamba",
-        "mamba2",
-        "jamba",
-        "jina-bert-v2",
-        "t5",
-        "t5encoder",
-        "jais",
-        "rwkv6",
-        "rwkv6qwen2",
-        "rwkv7",
-        "arwkv7",
-        "wavtokenizer-dec",
-        "nemotron_h",
-        "nemotron_h_moe",
-        "kimi-linear",
-        "kimi-k3",
-        "glm5-next",
-        # These have a rope type there, but learned positions and no rope node in their graphs.
-        "bert",
-        "starcoder",
-    ]
-)  # fmt: skip
+ARCHITECTURES_WITHOUT_ROPE = frozenset(_native.ARCHITECTURES_WITHOUT_ROPE)
 
 
 class Keys:

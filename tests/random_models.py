@@ -64,7 +64,7 @@ def write_llama(
     chat_template: str | None = None,
     fields: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a random llama model in F32.  fields: more metadata, Python str, int or float values by full key."""
+    """Write a random llama model in F32.  fields: more metadata, Python str, int, float or list values by full key."""
     w = gguf.GGUFWriter(path, "llama")
     w.add_name(f"random-{n_layer}x{n_embd}")
     w.add_block_count(n_layer)
@@ -87,7 +87,7 @@ def write_llama(
     if chat_template is not None:
         w.add_chat_template(chat_template)
     for key, value in (fields or {}).items():
-        {str: w.add_string, int: w.add_uint32, float: w.add_float32}[type(value)](key, value)
+        {str: w.add_string, int: w.add_uint32, float: w.add_float32, list: w.add_array}[type(value)](key, value)
     if scaling is not None:
         add_scaling(w, scaling)
     shape = {"n_layer": n_layer, "n_embd": n_embd, "n_head": n_head, "n_head_kv": n_head_kv, "head_dim": head_dim}

@@ -10,6 +10,7 @@ import typer
 from ropebend.cli.demo import demo
 from ropebend.cli.doctor import doctor
 from ropebend.cli.eval import eval_command
+from ropebend.cli.exec import exec_command, preload_path
 from ropebend.cli.search import search_command
 from ropebend.cli.show import show
 from ropebend.convert.add_scales import add_scales
@@ -29,6 +30,8 @@ app.command("eval")(eval_command)
 app.command("add-scales")(add_scales)
 app.command("show")(show)
 app.command("serve")(serve)
+app.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(exec_command)
+app.command("preload-path")(preload_path)
 app.command("doctor")(doctor)
 app.command("demo")(demo)
 

@@ -4,13 +4,17 @@
 #define _GNU_SOURCE // RTLD_NOW with -std=c11
 #include "ggml_layout.h"
 #include "gguf_metadata.h"
+#include "gguf_scan.h"
+#include "graph_owner.h"
 #include "rope_plan.h"
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static int n_failed;
 
@@ -150,6 +154,153 @@ static void test_many_values(struct ggml_context * ctx) {
     CHECK(n_full > 0 && n_full < 1000);
 }
 
+static void test_yarn_does_not_compose(struct ggml_context * ctx) {
+    struct rope_plan_layer layers[1] = { { 2.0f, 1.0f } };
+    struct rope_plan       plan      = { 1, 4.0f, 512, layers };
+    struct ggml_tensor *   a         = api.ggml_new_tensor_3d(ctx, 0, 64, 2, 3);
+    struct ggml_tensor *   pos       = api.ggml_new_tensor_1d(ctx, 26, 3);
+    struct ggml_tensor *   factors   = api.ggml_new_tensor_1d(ctx, 0, 32);
+    struct ggml_tensor *   n         = api.ggml_rope_ext(ctx, a, pos, factors, 64, 0, 512, 1e4f, 1.0f, 0.0f, 1.0f, 32.0f, 1.0f);
+    uint32_t               layer;
+    char                   before[64];
+    api.ggml_set_name(n, "Qcur-0");
+    memcpy(before, params_of(n), sizeof(before));
+    CHECK(rope_plan_apply(&plan, &layout, n, &layer) == ROPE_APPLY_YARN_FACTORS);
+    CHECK(memcmp(before, params_of(n), sizeof(before)) == 0);
+    CHECK(rope_plan_apply(&plan, &layout, rope_node(ctx, "Qcur-0", 1.0f), &layer) == ROPE_APPLY_YARN_TWICE);
+    CHECK(rope_plan_apply(&plan, &layout, rope_node(ctx, "Qcur-0", 0.0f), &layer) == ROPE_APPLY_YARN_SCALED);
+    CHECK(rope_apply_problem(ROPE_APPLY_YARN_TWICE) != NULL && rope_apply_problem(ROPE_APPLY_QK) == NULL);
+}
+
+// ---- whose graph is it; a graph here is an array of nodes that ends with NULL
+
+static int fake_n_nodes(struct ggml_cgraph * graph) {
+    int n = 0;
+    while (((struct ggml_tensor **) graph)[n] != NULL) {
+        n++;
+    }
+    return n;
+}
+
+static struct ggml_tensor * fake_node(struct ggml_cgraph * graph, int i) {
+    return ((struct ggml_tensor **) graph)[i];
+}
+
+static struct ggml_graph_layout graph_layout;
+
+static struct ggml_tensor * named(struct ggml_context * ctx, const char * name, void * buffer) {
+    struct ggml_tensor * t = api.ggml_new_tensor_3d(ctx, 0, 64, 7, 1);
+    api.ggml_set_name(t, name);
+    memcpy((char *) t + graph_layout.buffer, &buffer, sizeof(buffer));
+    return t;
+}
+
+static enum graph_owner_result owner(struct graph_owner_state * s, struct ggml_tensor * weight, struct ggml_tensor * cache,
+                                     struct ggml_tensor * rope, const struct scaled_plan ** plan) {
+    struct ggml_tensor * graph[2] = { rope, NULL };
+    set_src(rope, 0, cache);
+    set_src(rope, 2, weight);
+    return graph_owner_find(s, cache == NULL ? s : (void *) cache, (struct ggml_cgraph *) graph, plan);
+}
+
+static void test_owner(struct ggml_context * ctx, void * lib) {
+    struct ggml_graph_api graph_api;
+    CHECK(ggml_graph_api_load(&graph_api, find, lib) == NULL);
+    CHECK(ggml_graph_layout_probe(&api, &graph_api, &graph_layout) == NULL);
+    graph_api.ggml_graph_n_nodes = fake_n_nodes;
+    graph_api.ggml_graph_node    = fake_node;
+
+    float              scales[2] = { 1.0f, 2.0f };
+    struct scaled_file file      = { .path = "a", .n_layer = 2, .layer_scale = scales, .factor = 1.0f };
+    struct scaled_file other     = { .path = "b", .n_layer = 2, .layer_scale = scales, .factor = 1.0f };
+    int                buffers[5]; // addresses, no more: scaled, scaled too, unscaled, caches, a second model's caches
+    struct graph_owner_state   s = { .api = &graph_api, .layout = &layout, .graph_layout = &graph_layout };
+    const struct scaled_plan * plan;
+    struct ggml_tensor *       rope = rope_node(ctx, "Qcur-1", 0.0f);
+    CHECK(pointer_map_set(&s.weights, &buffers[0], &file, &buffers[0]));
+    CHECK(pointer_map_set(&s.weights, &buffers[1], &other, &buffers[1]));
+    CHECK(pointer_map_set(&s.weights, &buffers[2], NULL, &buffers[2]));
+    struct ggml_tensor * scaled    = named(ctx, "blk.0.attn_k.weight", &buffers[0]);
+    struct ggml_tensor * too       = named(ctx, "blk.0.attn_k.weight", &buffers[1]);
+    struct ggml_tensor * unscaled  = named(ctx, "blk.0.attn_k.weight", &buffers[2]);
+    struct ggml_tensor * shared    = named(ctx, "token_embd.weight", &buffers[0]);
+    struct ggml_tensor * cache     = named(ctx, "cache_k_l1", &buffers[3]);
+    struct ggml_tensor * far_cache = named(ctx, "cache_k_l1", &buffers[4]);
+    struct ggml_tensor * view      = graph_api.ggml_view_tensor(ctx, cache);
+    api.ggml_set_name(view, "k-1");
+
+    CHECK(owner(&s, NULL, view, rope, &plan) == GRAPH_OWNER_UNKNOWN); // a shift before any decode
+    CHECK(owner(&s, shared, NULL, rope, &plan) == GRAPH_OWNER_UNKNOWN);
+    CHECK(owner(&s, unscaled, far_cache, rope, &plan) == GRAPH_OWNER_UNSCALED && plan == NULL);
+    CHECK(owner(&s, scaled, view, rope, &plan) == GRAPH_OWNER_SCALED && plan->file == &file);
+    CHECK(owner(&s, NULL, view, rope, &plan) == GRAPH_OWNER_SCALED && plan->file == &file); // its shift
+    CHECK(owner(&s, NULL, far_cache, rope, &plan) == GRAPH_OWNER_UNSCALED);
+    CHECK(owner(&s, unscaled, cache, rope, &plan) == GRAPH_OWNER_FOREIGN_CACHE); // a draft on the target's cache
+    CHECK(owner(&s, scaled, far_cache, rope, &plan) == GRAPH_OWNER_FOREIGN_CACHE);
+    CHECK(owner(&s, too, cache, rope, &plan) == GRAPH_OWNER_FOREIGN_CACHE);
+    pointer_map_drop_group(&s.caches, &buffers[3]); // freed; the address comes again
+    CHECK(owner(&s, unscaled, cache, rope, &plan) == GRAPH_OWNER_UNSCALED);
+    CHECK(owner(&s, scaled, cache, rope, &plan) == GRAPH_OWNER_FOREIGN_CACHE);
+    pointer_map_drop_group(&s.caches, &buffers[3]);
+    CHECK(owner(&s, scaled, cache, rope, &plan) == GRAPH_OWNER_SCALED);
+    pointer_map_drop_group(&s.caches, &buffers[3]); // as if no decode had touched this cache: the scheduler knows
+    CHECK(owner(&s, NULL, cache, rope, &plan) == GRAPH_OWNER_SCALED && plan->file == &file);
+    pointer_map_drop_group(&s.scheds, cache);
+    CHECK(owner(&s, NULL, cache, rope, &plan) == GRAPH_OWNER_UNKNOWN);
+    CHECK(owner(&s, scaled, cache, rope, &plan) == GRAPH_OWNER_SCALED);
+    pointer_map_drop_group(&s.weights, &buffers[0]);
+    CHECK(owner(&s, scaled, NULL, rope, &plan) == GRAPH_OWNER_UNKNOWN);
+
+    other.method     = METHOD_DYNAMIC_NTK;
+    other.factor     = 2.0f;
+    other.n_ctx_orig = 4;
+    CHECK(owner(&s, too, NULL, rope, &plan) == GRAPH_OWNER_NO_CACHE);
+    pointer_map_drop_group(&s.caches, &buffers[3]);
+    CHECK(owner(&s, too, cache, rope, &plan) == GRAPH_OWNER_SCALED && plan->length == 7);
+    CHECK(plan->plan.layers[1].base_stretch == 6.0f); // bucket 8: f = 2 * 8 / 4 - 1
+
+    for (int i = 0; i < 1000; i++) {
+        CHECK(pointer_map_set(&s.caches, (char *) &file + 16 * i, &file, &buffers[i % 3]));
+    }
+    pointer_map_drop_group(&s.caches, &buffers[1]);
+    for (int i = 0; i < 1000; i++) {
+        CHECK((pointer_map_get(&s.caches, (char *) &file + 16 * i) == NULL) == (i % 3 == 1));
+    }
+    free(s.weights.entries);
+    free(s.caches.entries);
+    free(s.scheds.entries);
+    for (struct scaled_file * f = &file; f != NULL; f = f == &file ? &other : NULL) {
+        while (f->plans != NULL) {
+            struct scaled_plan * next = f->plans->next;
+            free(f->plans->plan.layers);
+            free(f->plans);
+            f->plans = next;
+        }
+    }
+}
+
+// every cut of a real file must be survived
+static void test_scan(const char * path) {
+    char         text[65536], part[] = "/tmp/ropebend_scan_XXXXXX";
+    const int    whole = open(path, O_RDONLY), cut = mkstemp(part);
+    const size_t size  = (size_t) read(whole, text, sizeof(text));
+    CHECK(gguf_scan_has_prefix(whole, "test.") && gguf_scan_has_prefix(whole, "test.i64"));
+    CHECK(!gguf_scan_has_prefix(whole, "tesu.") && !gguf_scan_has_prefix(whole, "test.i64x"));
+    CHECK(write(cut, text, size) == (ssize_t) size);
+    for (size_t n = size; n-- > 0;) {
+        CHECK(ftruncate(cut, (off_t) n) == 0);
+        CHECK(!gguf_scan_has_prefix(cut, "tesu."));
+    }
+    for (size_t at = 0; at + 8 < size && at < 400; at++) { // lengths and types that lie
+        CHECK(ftruncate(cut, 0) == 0 && pwrite(cut, text, size, 0) == (ssize_t) size);
+        CHECK(pwrite(cut, "\xff\xff\xff\xff\xff\xff\xff\x7f", 8, (off_t) at) == 8);
+        CHECK(!gguf_scan_has_prefix(cut, "tesu."));
+    }
+    close(whole);
+    close(cut);
+    unlink(part);
+}
+
 static void test_metadata(const char * path) {
     struct gguf_context * gguf = api.gguf_init_from_file(path, (struct gguf_init_params){ true, NULL });
     CHECK(gguf != NULL);
@@ -187,6 +338,9 @@ int main(int argc, char ** argv) {
     test_probe(lib);
     test_apply(ctx);
     test_names(ctx);
+    test_yarn_does_not_compose(ctx);
+    test_owner(ctx, lib);
+    test_scan(argv[2]);
     test_many_values(ctx);
     test_metadata(argv[2]);
     api.ggml_free(ctx);

@@ -2,22 +2,23 @@
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import gguf
-import llama_cpp
 import numpy as np
 import pytest
+from c_programs import LIBRARIES, ROOT, SANITIZERS, compile_c
 from hostile_gguf import corpus
 
 from ropebend import _native
 from ropebend.native import Hook, layout, read_metadata
 from ropebend.scaling import LayerScaling
 
-ROOT = Path(__file__).parents[2]
-CORE = ["ggml_layout.c", "gguf_metadata.c", "rope_plan.c"]
+CORE = [
+    "architectures.c", "ggml_layout.c", "gguf_metadata.c", "gguf_scan.c", "graph_owner.c", "pointer_map.c",
+    "rope_plan.c", "scaled_file.c",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -40,27 +41,9 @@ def metadata_file(tmp_path: Path) -> Path:
 
 def sanitized(tmp_path: Path, name: str, *sources: str) -> tuple[Path, Path]:
     """Compile a program of this folder with AddressSanitizer and UBSan; returns it and the ggml to run it on."""
-    program = tmp_path / name
-    libraries = Path(llama_cpp.__file__).parent / "lib"
-    ggml = next(p for p in (libraries / "libggml-base.so", libraries / "libggml-base.dylib") if p.exists())
-    compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
-    flags = [
-        "-std=c11",
-        "-g",
-        "-O1",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-    ]
-    core = [str(ROOT / "csrc" / source) for source in sources]
-    here = str(Path(__file__).parent / f"{name}.c")
-    subprocess.run(
-        [compiler, *flags, "-I", str(ROOT / "csrc"), here, *core, "-o", str(program), "-lm", "-ldl", "-lpthread"],
-        check=True,
-    )
-    return program, ggml
+    ggml = next(p for p in (LIBRARIES / "libggml-base.so", LIBRARIES / "libggml-base.dylib") if p.exists())
+    files = [Path(__file__).parent / f"{name}.c", *(ROOT / "csrc" / source for source in sources)]
+    return compile_c(tmp_path / name, files, *SANITIZERS), ggml
 
 
 def test_core_under_sanitizers(tmp_path: Path, metadata_file: Path) -> None:

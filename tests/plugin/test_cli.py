@@ -120,7 +120,7 @@ def test_doctor_on_a_plain_and_a_scaled_model(tmp_path: Path) -> None:
     scaled = write_llama(tmp_path / "scaled.gguf", scaling=LayerScaling((1.0, 2.0, 3.0)))
     out = ropebend("doctor", scaled, "-t", 1, cwd=tmp_path).stdout
     assert "6 rope nodes in layers 0–2" in out
-    assert "6 of 6 rope nodes compared" in out
+    assert "15 of 15 rope nodes compared" in out  # two decodes, and a K-shift between them
     assert "scales in the file: 1–3" in out
     assert out.count("bit for bit") == 3
     assert "FAIL" not in out
@@ -133,7 +133,7 @@ def test_doctor_on_a_yarn_model_where_the_flag_means_something_else(tmp_path: Pa
     }  # fmt: skip
     path = write_llama(tmp_path / "yarn.gguf", fields=fields)
     out = ropebend("doctor", path, "-t", 1, cwd=tmp_path).stdout
-    assert "6 of 6 rope nodes compared" in out
+    assert "15 of 15 rope nodes compared" in out  # two decodes, and a K-shift between them
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ def test_a_plan_that_is_not_applied_is_found(plain: Model, monkeypatch: pytest.M
     monkeypatch.setattr(Hook, "set_plan", lambda self, plan: None)
     titles = failed(examine(plain, n_threads=1))
     assert "with a scale of its own for each layer, every output is numpy's" in titles
-    assert "scale 2 gives the logits of rope_freq_scale / 2" in titles
+    assert "scale 2 is rope_freq_scale / 2, node by node" in titles
+    assert "each layer's scale alone changes the logits" in titles
 
 
 def test_scales_on_the_wrong_layers_are_found(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:

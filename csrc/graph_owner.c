@@ -1,0 +1,133 @@
+#include "graph_owner.h"
+
+#include <string.h>
+
+enum { N_SRC = 3 }; // weights, caches and their views are among the first sources of every op that reads them
+
+struct evidence {
+    bool                       scaled, unscaled, rope;
+    struct scaled_file *       file;
+    uint32_t                   n_cells;    // of the longest K cache
+    const struct scaled_plan * cache_plan; // of K caches seen before
+    bool                       cache_scaled, cache_unscaled, cache_new;
+};
+
+static bool has_prefix(const char * name, const char * prefix) {
+    return strncmp(name, prefix, strlen(prefix)) == 0;
+}
+
+static const struct ggml_tensor * cache_root(const struct graph_owner_state * s, const struct ggml_tensor * tensor) {
+    const struct ggml_tensor * base = ggml_layout_pointer(tensor, s->graph_layout->view_src);
+    const struct ggml_tensor * root = base != NULL ? base : tensor;
+    return has_prefix(rope_node_name(s->layout, root), "cache_k_l") ? root : NULL;
+}
+
+static void * buffer_of(const struct graph_owner_state * s, const struct ggml_tensor * tensor) {
+    return ggml_layout_pointer(tensor, s->graph_layout->buffer);
+}
+
+static void look(const struct graph_owner_state * s, const struct ggml_tensor * tensor, struct evidence * e) {
+    const struct ggml_tensor * root = cache_root(s, tensor);
+    if (root != NULL) {
+        int64_t n_cells;
+        memcpy(&n_cells, (const char *) root + s->layout->ne + sizeof(n_cells), sizeof(n_cells));
+        if (n_cells > e->n_cells && n_cells < UINT32_MAX) {
+            e->n_cells = (uint32_t) n_cells;
+        }
+        const struct pointer_map_entry * known = pointer_map_get(&s->caches, root);
+        if (known != NULL && known->value != NULL) {
+            e->cache_plan   = known->value;
+            e->cache_scaled = true;
+        } else if (known != NULL) {
+            e->cache_unscaled = true;
+        } else {
+            e->cache_new = true;
+        }
+        return;
+    }
+    const void * buffer = buffer_of(s, tensor);
+    if (buffer == NULL) {
+        return;
+    }
+    const struct pointer_map_entry * known = pointer_map_get(&s->weights, buffer);
+    if (known != NULL && known->value == NULL) {
+        e->unscaled = true;
+    } else if (known != NULL && has_prefix(rope_node_name(s->layout, tensor), "blk.")) {
+        e->scaled = true;
+        e->file   = (struct scaled_file *) known->value;
+    }
+}
+
+static bool learn(struct graph_owner_state * s, const void * sched, struct ggml_cgraph * graph,
+                  const struct evidence * e, const struct scaled_plan * plan) {
+    if (!pointer_map_set(&s->scheds, sched, plan, sched)) {
+        return false;
+    }
+    if (!e->cache_new && e->cache_plan == plan) {
+        return true; // nearly every graph
+    }
+    for (int i = 0, n = s->api->ggml_graph_n_nodes(graph); i < n; i++) {
+        const struct ggml_tensor * node = s->api->ggml_graph_node(graph, i);
+        for (int k = -1; k < N_SRC; k++) {
+            const struct ggml_tensor * tensor = k < 0 ? node : ggml_layout_src(s->layout, node, k);
+            const struct ggml_tensor * root   = tensor == NULL ? NULL : cache_root(s, tensor);
+            if (root == NULL) {
+                continue;
+            }
+            const struct pointer_map_entry * known = pointer_map_get(&s->caches, root);
+            if ((known == NULL || known->value != plan) && !pointer_map_set(&s->caches, root, plan, buffer_of(s, root))) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+enum graph_owner_result graph_owner_find(struct graph_owner_state * s, const void * sched,
+                                         struct ggml_cgraph * graph, const struct scaled_plan ** plan) {
+    struct evidence e = { 0 };
+    for (int i = 0, n = s->api->ggml_graph_n_nodes(graph); i < n; i++) {
+        const struct ggml_tensor * node = s->api->ggml_graph_node(graph, i);
+        e.rope = e.rope || rope_node_is(s->layout, node);
+        look(s, node, &e);
+        for (int k = 0; k < N_SRC; k++) {
+            const struct ggml_tensor * src = ggml_layout_src(s->layout, node, k);
+            if (src != NULL) {
+                look(s, src, &e);
+            }
+        }
+    }
+    *plan = NULL;
+    if (e.scaled) {
+        if (e.cache_unscaled || (e.cache_scaled && e.cache_plan->file != e.file)) {
+            return GRAPH_OWNER_FOREIGN_CACHE;
+        }
+        if (e.file->method == METHOD_DYNAMIC_NTK && e.n_cells == 0) {
+            return GRAPH_OWNER_NO_CACHE;
+        }
+        *plan = scaled_file_plan(e.file, e.n_cells);
+        return *plan != NULL && learn(s, sched, graph, &e, *plan) ? GRAPH_OWNER_SCALED : GRAPH_OWNER_NO_MEMORY;
+    }
+    if (e.unscaled) {
+        if (e.cache_scaled) {
+            return GRAPH_OWNER_FOREIGN_CACHE;
+        }
+        return learn(s, sched, graph, &e, NULL) ? GRAPH_OWNER_UNSCALED : GRAPH_OWNER_NO_MEMORY;
+    }
+    if (e.cache_scaled && e.cache_unscaled) {
+        return GRAPH_OWNER_FOREIGN_CACHE;
+    }
+    if (e.cache_scaled) {
+        *plan = e.cache_plan;
+        return GRAPH_OWNER_SCALED;
+    }
+    if (e.cache_unscaled || !e.rope) {
+        return GRAPH_OWNER_UNSCALED;
+    }
+    const struct pointer_map_entry * known = pointer_map_get(&s->scheds, sched);
+    if (known == NULL || e.n_cells == 0) {
+        return GRAPH_OWNER_UNKNOWN;
+    }
+    *plan = known->value;
+    return *plan != NULL ? GRAPH_OWNER_SCALED : GRAPH_OWNER_UNSCALED;
+}

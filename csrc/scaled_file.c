@@ -1,0 +1,261 @@
+#define _XOPEN_SOURCE 700 // strdup with -std=c11
+#include "scaled_file.h"
+
+#include "architectures.h"
+#include "gguf_metadata.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+// the keys and limits of plugin/scaling.py
+static const char PREFIX[]          = "ropebend.";
+static const char KEY_VERSION[]     = "ropebend.version";
+static const char KEY_LAYER_SCALE[] = "ropebend.layer_scale";
+static const char KEY_METHOD[]      = "ropebend.rope.method";
+static const char KEY_FACTOR[]      = "ropebend.rope.factor";
+static const char KEY_N_CTX_ORIG[]  = "ropebend.rope.original_context";
+static const float MIN_SCALE = 0.1f, MAX_SCALE = 1000.0f;
+
+const char * const scaled_method_names[N_METHODS] = { "none", "linear", "ntk", "dynamic-ntk", "yarn" };
+
+struct reader {
+    const struct ggml_api *     api;
+    const struct gguf_context * gguf;
+    char *                      problem;
+    size_t                      n_problem;
+};
+
+#define FAIL(reader, ...) (snprintf((reader)->problem, (reader)->n_problem, __VA_ARGS__), false)
+
+static const char * type_name(const struct gguf_metadata_value * v) {
+    static const char * const names[] = { "u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64",
+                                          "i64", "f64" };
+    return v->type >= 0 && v->type < (int) (sizeof(names) / sizeof(names[0])) ? names[v->type] : "unknown";
+}
+
+// *found tells whether the key is there; false: it is, and has another type
+static bool get(struct reader * r, const char * key, int type, bool array, struct gguf_metadata_value * v, bool * found) {
+    const enum gguf_metadata_found result = gguf_metadata_get(r->api, r->gguf, key, v);
+    *found = result == GGUF_METADATA_FOUND;
+    if (result == GGUF_METADATA_ABSENT || (*found && v->type == type && v->array == array)) {
+        return true;
+    }
+    struct gguf_metadata_value expected = { .type = type };
+    return FAIL(r, "%s: expected %s%s, got %s%s", key, array ? "an array of " : "a ", type_name(&expected),
+                *found && !v->array ? "a " : "an array of ", *found ? type_name(v) : "strings");
+}
+
+static bool get_u32(struct reader * r, const char * key, uint32_t * value, bool * found) {
+    struct gguf_metadata_value v;
+    if (!get(r, key, GGUF_U32, false, &v, found)) {
+        return false;
+    }
+    if (*found) {
+        memcpy(value, v.data, sizeof(*value));
+    }
+    return true;
+}
+
+static bool need_u32(struct reader * r, const char * arch, const char * name, uint32_t * value) {
+    char key[160];
+    bool found;
+    snprintf(key, sizeof(key), "%.100s.%s", arch, name);
+    return get_u32(r, key, value, &found) && (found || FAIL(r, "%s: missing", key));
+}
+
+static bool read_method(struct reader * r, struct scaled_file * f) {
+    struct gguf_metadata_value v;
+    bool                       found;
+    if (!get(r, KEY_METHOD, GGUF_STR, false, &v, &found)) {
+        return false;
+    }
+    if (found) {
+        int i = 0;
+        while (i < N_METHODS && strcmp(v.data, scaled_method_names[i]) != 0) {
+            i++;
+        }
+        if (i == N_METHODS) {
+            return FAIL(r, "%s: expected one of none, linear, ntk, dynamic-ntk, yarn, got '%.40s'", KEY_METHOD,
+                        (const char *) v.data);
+        }
+        f->method = (enum scaled_method) i;
+    }
+    f->factor = 1.0f;
+    if (!get(r, KEY_FACTOR, GGUF_F32, false, &v, &found)) {
+        return false;
+    }
+    if (found) {
+        memcpy(&f->factor, v.data, sizeof(f->factor));
+    }
+    if (!(f->factor >= 1.0f && f->factor <= MAX_SCALE)) {
+        return FAIL(r, "%s: expected a number in [1, 1000], got %g", KEY_FACTOR, (double) f->factor);
+    }
+    if (f->method == METHOD_NONE && f->factor != 1.0f) {
+        return FAIL(r, "%s: method none has factor 1, got %g", KEY_FACTOR, (double) f->factor);
+    }
+    return true;
+}
+
+static bool read_scales(struct reader * r, struct scaled_file * f) {
+    struct gguf_metadata_value v;
+    bool                       found;
+    if (!get(r, KEY_LAYER_SCALE, GGUF_F32, true, &v, &found)) {
+        return false;
+    }
+    if (v.n != f->n_layer || f->n_layer == 0) {
+        return FAIL(r, "%s: expected %u scales, one per block, got %zu", KEY_LAYER_SCALE, f->n_layer, v.n);
+    }
+    f->layer_scale = malloc(v.n * sizeof(float));
+    if (f->layer_scale == NULL) {
+        return FAIL(r, "out of memory");
+    }
+    memcpy(f->layer_scale, v.data, v.n * sizeof(float));
+    for (uint32_t i = 0; i < f->n_layer; i++) {
+        if (!(f->layer_scale[i] >= MIN_SCALE && f->layer_scale[i] <= MAX_SCALE)) {
+            return FAIL(r, "%s[%u]: expected a finite scale in [0.1, 1000], got %g", KEY_LAYER_SCALE, i,
+                        (double) f->layer_scale[i]);
+        }
+    }
+    return true;
+}
+
+static bool read_all(struct reader * r, struct scaled_file * f) {
+    uint32_t                   version = 0;
+    struct gguf_metadata_value v;
+    bool                       found;
+    if (!get_u32(r, KEY_VERSION, &version, &found)) {
+        return false;
+    }
+    if (version != 1) {
+        return FAIL(r, "%s: expected 1, got %u; a newer ropebend may read it", KEY_VERSION, version);
+    }
+    if (!get(r, "general.architecture", GGUF_STR, false, &v, &found)) {
+        return false;
+    }
+    if (!found) {
+        return FAIL(r, "general.architecture: missing");
+    }
+    const char * arch    = v.data;
+    const char * refusal = architecture_refusal(arch);
+    if (refusal != NULL) {
+        return FAIL(r, "general.architecture: '%.40s' %s", arch, refusal);
+    }
+    if (!need_u32(r, arch, "block_count", &f->n_layer) || !read_scales(r, f) || !read_method(r, f) ||
+        !get_u32(r, KEY_N_CTX_ORIG, &f->n_ctx_orig, &found)) {
+        return false;
+    }
+    if (!found && (f->method == METHOD_DYNAMIC_NTK || f->method == METHOD_YARN)) {
+        return need_u32(r, arch, "context_length", &f->n_ctx_orig);
+    }
+    if (found && (f->n_ctx_orig < 1 || f->n_ctx_orig > INT32_MAX)) {
+        return FAIL(r, "%s: expected a positive number of tokens, got %u", KEY_N_CTX_ORIG, f->n_ctx_orig);
+    }
+    return true;
+}
+
+enum scaled_file_found scaled_file_read(const struct ggml_api * api, const struct gguf_context * gguf, const char * path,
+                                        struct scaled_file ** file, char * problem, size_t n_problem) {
+    if (api->gguf_find_key(gguf, KEY_LAYER_SCALE) < 0) {
+        for (int64_t i = 0, n = api->gguf_get_n_kv(gguf); i < n; i++) {
+            const char * key = api->gguf_get_key(gguf, i);
+            if (strncmp(key, PREFIX, strlen(PREFIX)) == 0) {
+                snprintf(problem, n_problem, "%s: missing, although %.60s is present", KEY_LAYER_SCALE, key);
+                return SCALED_FILE_WRONG;
+            }
+        }
+        return SCALED_FILE_NONE;
+    }
+    struct reader        reader = { api, gguf, problem, n_problem };
+    struct scaled_file * f      = calloc(1, sizeof(*f));
+    if (f == NULL || (f->path = strdup(path)) == NULL) {
+        snprintf(problem, n_problem, "out of memory");
+    } else if (read_all(&reader, f)) {
+        *file = f;
+        return SCALED_FILE_FOUND;
+    }
+    scaled_file_free(f);
+    return SCALED_FILE_WRONG;
+}
+
+void scaled_file_free(struct scaled_file * file) {
+    if (file == NULL) {
+        return;
+    }
+    while (file->plans != NULL) {
+        struct scaled_plan * next = file->plans->next;
+        free(file->plans->plan.layers);
+        free(file->plans);
+        file->plans = next;
+    }
+    free(file->layer_scale);
+    free(file->path);
+    free(file);
+}
+
+bool scaled_file_equal(const struct scaled_file * a, const struct scaled_file * b) {
+    return strcmp(a->path, b->path) == 0 && a->n_layer == b->n_layer && a->method == b->method &&
+           a->factor == b->factor && a->n_ctx_orig == b->n_ctx_orig &&
+           memcmp(a->layer_scale, b->layer_scale, a->n_layer * sizeof(float)) == 0;
+}
+
+// The number that the shortest decimal of a float32 stands for, so that products round as they do in plugin/scaling.py.
+static double shortest(float value) {
+    char text[32];
+    for (int digits = 6; digits <= 9; digits++) {
+        snprintf(text, sizeof(text), "%.*g", digits, (double) value);
+        if (strtof(text, NULL) == value) {
+            break;
+        }
+    }
+    return strtod(text, NULL);
+}
+
+// f = max(1, f0*len/n - (f0-1)), len rounded up to n * sqrt(2)^k
+static double dynamic_factor(double factor, double n_ctx_orig, double length) {
+    double bucket = n_ctx_orig;
+    for (int k = 1; bucket < length; k++) {
+        bucket = ceil(n_ctx_orig * pow(2.0, k / 2.0));
+    }
+    return fmax(1.0, factor * bucket / n_ctx_orig - (factor - 1.0));
+}
+
+const struct scaled_plan * scaled_file_plan(struct scaled_file * file, uint32_t length) {
+    if (file->method != METHOD_DYNAMIC_NTK) {
+        length = 0;
+    }
+    for (const struct scaled_plan * p = file->plans; p != NULL; p = p->next) {
+        if (p->length == length) {
+            return p;
+        }
+    }
+    struct scaled_plan *     p      = calloc(1, sizeof(*p));
+    struct rope_plan_layer * layers = calloc(file->n_layer, sizeof(*layers));
+    if (p == NULL || layers == NULL) {
+        free(p);
+        free(layers);
+        return NULL;
+    }
+    double factor = shortest(file->factor);
+    if (file->method == METHOD_DYNAMIC_NTK) {
+        factor = dynamic_factor(factor, file->n_ctx_orig, length);
+    }
+    const bool by_base = file->method == METHOD_NTK || file->method == METHOD_DYNAMIC_NTK;
+    for (uint32_t i = 0; i < file->n_layer; i++) {
+        const float stretch    = (float) (factor * shortest(file->layer_scale[i]));
+        layers[i].stretch      = by_base ? 1.0f : stretch;
+        layers[i].base_stretch = by_base ? stretch : 1.0f;
+    }
+    p->file         = file;
+    p->length       = length;
+    p->plan.n_layer = file->n_layer;
+    p->plan.layers  = layers;
+    if (file->method == METHOD_YARN) {
+        p->plan.yarn_factor     = (float) factor;
+        p->plan.yarn_n_ctx_orig = (int32_t) file->n_ctx_orig;
+    }
+    p->next     = file->plans;
+    file->plans = p;
+    return p;
+}

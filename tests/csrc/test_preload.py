@@ -1,0 +1,214 @@
+"""The preload library under a C program that is linked against llama-cpp-python's libllama, and under ctypes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from c_programs import ROOT, SANITIZERS, compile_c, compile_decode, compiler
+from random_models import write_llama
+
+from ropebend import Context, LayerScaling, Model, RopeMethod, preload
+
+F32 = npt.NDArray[np.float32]
+TOKENS = [1 + 37 * i % 120 for i in range(27)]  # decode.c's
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the preload library is for Linux")
+
+
+@pytest.fixture(scope="module")
+def decode(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_decode(tmp_path_factory.mktemp("bin") / "decode")
+
+
+def run(*command: object, env: dict[str, str] | None = None, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr
+    return done
+
+
+def preloaded(*command: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    return run(*command, env=preload.environment(os.environ), code=code)
+
+
+def rows(done: subprocess.CompletedProcess[str]) -> list[F32]:
+    return [np.array([float.fromhex(x) for x in line.split()], np.float32) for line in done.stdout.splitlines()]
+
+
+def in_process(path: Path, scaling: LayerScaling | str | None = "file", n_ctx: int = 256) -> list[F32]:
+    """What decode.c does, by ropebend's own hook."""
+    with Model(path) as model, Context(model, n_ctx=n_ctx, n_batch=64, n_threads=1, scaling=scaling) as context:
+        context.decode(TOKENS[:24], 0)
+        first = context.logits(-1).copy()
+        context.seq_rm(0, 4, 8)
+        context.seq_add(0, 8, -1, -4)
+        context.decode([1 + 37 * (20 + i) % 120 for i in range(3)], 20)
+        return [first, context.logits(-1).copy()]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("plain") / "plain.gguf")
+
+
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    scaling = LayerScaling((1.0, 2.5, 1.75))
+    return write_llama(tmp_path_factory.mktemp("scaled") / "scaled.gguf", scaling=scaling)
+
+
+def test_uniform_scales_in_the_file_are_rope_freq_scale_bit_for_bit(tmp_path: Path, plain: Path, decode: Path) -> None:
+    path = write_llama(tmp_path / "uniform.gguf", scaling=LayerScaling((2.0,) * 3))
+    ours = preloaded(decode, 256, path)
+    assert ours.stdout == run(decode, 256, f"{plain}@0.5").stdout  # the K-shift included
+    assert ours.stdout != run(decode, 256, path).stdout
+    assert ours.stderr == f"ropebend: {path}: scales of 3 layers applied, 2 to 2, method none, factor 1\n"
+
+
+METHODS = [
+    RopeMethod(),
+    RopeMethod("linear", 3.0),
+    RopeMethod("ntk", 1.7),
+    RopeMethod("yarn", 4.0),
+    RopeMethod("dynamic-ntk", 2.0),
+    RopeMethod("dynamic-ntk", 1.0, 100),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.method}-{m.factor:g}")
+def test_every_method_is_the_hooks_bit_for_bit(tmp_path: Path, decode: Path, method: RopeMethod) -> None:
+    path = write_llama(tmp_path / "m.gguf", scaling=LayerScaling((1.1, 2.5, 1.7), rope=method))
+    for n_ctx in (256, 512):
+        ours = rows(preloaded(decode, n_ctx, path))
+        assert len(ours) == 2
+        for got, expected in zip(ours, in_process(path, n_ctx=n_ctx), strict=True):
+            assert np.array_equal(got, expected)
+
+
+def test_only_the_model_whose_file_carries_scales_is_touched(plain: Path, scaled: Path, decode: Path) -> None:
+    alone_plain, alone_scaled = run(decode, 256, plain).stdout, preloaded(decode, 256, scaled).stdout
+    assert preloaded(decode, 256, plain).stdout == alone_plain
+    assert preloaded(decode, 256, plain).stderr == ""
+    for models in ([plain, scaled], [scaled, plain], [plain, scaled, plain, scaled]):
+        for late in ("", "+"):  # loaded when the ones before have decoded already
+            names = [f"{late}{model}" for model in models]
+            lines = preloaded(decode, 256, *names).stdout.splitlines(keepends=True)
+            for i, model in enumerate(models):
+                expected = alone_plain if model == plain else alone_scaled
+                assert lines[i] + lines[i + len(models)] == expected
+
+
+def test_addresses_of_freed_models_mean_nothing(plain: Path, scaled: Path, decode: Path) -> None:
+    alone_plain, alone_scaled = run(decode, 256, plain).stdout, preloaded(decode, 256, scaled).stdout
+    assert preloaded(decode, 256, scaled, f"-{plain}").stdout == alone_plain
+    assert preloaded(decode, 256, plain, f"-{scaled}").stdout == alone_scaled
+
+
+def test_a_split_model(tmp_path: Path, scaled: Path, decode: Path) -> None:
+    """llama.cpp opens the second part before it allocates buffers; that part carries no scales."""
+    import gguf
+
+    reader = gguf.GGUFReader(scaled)
+    parts = [tmp_path / f"split-{i + 1:05d}-of-00002.gguf" for i in range(2)]
+    half = len(reader.tensors) // 2
+    for i, path in enumerate(parts):
+        w = gguf.GGUFWriter(path, "llama")
+        if i == 0:
+            for field in list(reader.fields.values()):
+                if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+                    sub = field.types[-1] if len(field.types) > 1 else None
+                    w.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub)
+        else:
+            del w.kv_data[0]["general.architecture"]
+        w.add_uint16("split.no", i)
+        w.add_uint16("split.count", 2)
+        w.add_int32("split.tensors.count", len(reader.tensors))
+        for tensor in reader.tensors[:half] if i == 0 else reader.tensors[half:]:
+            w.add_tensor(tensor.name, tensor.data)
+        w.write_header_to_file()
+        w.write_kv_data_to_file()
+        w.write_tensors_to_file()
+        w.close()
+    assert preloaded(decode, 256, parts[0]).stdout == preloaded(decode, 256, scaled).stdout
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ropebend.version": 1}, "ropebend.layer_scale: missing, although ropebend.version is present"),
+        ({"ropebend.version": 2, "ropebend.layer_scale": [1.0] * 3}, "ropebend.version: expected 1, got 2"),
+        ({"ropebend.version": 1, "ropebend.layer_scale": [1.0] * 2}, "expected 3 scales, one per block, got 2"),
+        ({"ropebend.version": 1, "ropebend.layer_scale": [1.0, 0.0, 1.0]}, "layer_scale[1]: expected a finite"),
+        ({"ropebend.version": 1, "ropebend.layer_scale": 2.0}, "expected an array of f32, got a f32"),
+        ({"ropebend.version": 1, "ropebend.layer_scale": ["a"]}, "expected an array of f32, got an array of strings"),
+        (
+            {"ropebend.version": 1, "ropebend.layer_scale": [2.0] * 3, "ropebend.rope.method": "pi"},
+            "ropebend.rope.method: expected one of none, linear, ntk, dynamic-ntk, yarn, got 'pi'",
+        ),
+        (
+            {"ropebend.version": 1, "ropebend.layer_scale": [2.0] * 3, "ropebend.rope.factor": 2.0},
+            "ropebend.rope.factor: method none has factor 1, got 2",
+        ),
+    ],
+)
+def test_wrong_keys_end_the_program(tmp_path: Path, decode: Path, fields: dict[str, object], message: str) -> None:
+    path = write_llama(tmp_path / "wrong.gguf", fields=fields)
+    done = preloaded(decode, 256, path, code=1)
+    assert f"ropebend: error: {path}: " in done.stderr
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_yarn_on_yarn_is_refused_by_the_node(tmp_path: Path, decode: Path) -> None:
+    fields = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
+    scaling = LayerScaling((1.0,) * 3, rope=RopeMethod("yarn", 2.0))
+    done = preloaded(decode, 256, write_llama(tmp_path / "y.gguf", fields=fields, scaling=scaling), code=1)
+    assert "has YaRN already, so method yarn does not fit" in done.stderr
+
+
+def test_a_program_that_cannot_be_patched_is_ended(tmp_path: Path, plain: Path, scaled: Path) -> None:
+    program = compile_c(tmp_path / "reads_gguf", [Path(__file__).parent / "reads_gguf.c"])
+    assert preloaded(program, plain).stdout == "read GGUF\n"
+    done = preloaded(program, scaled, code=1)
+    assert "llama.cpp is not a shared library that can be patched" in done.stderr
+    assert done.stdout == ""
+
+
+def test_llama_cpp_python_without_ropebend(scaled: Path) -> None:
+    """ctypes opens the libraries RTLD_LOCAL."""
+    script = (
+        "import sys, llama_cpp; llm = llama_cpp.Llama(sys.argv[1], n_ctx=256, n_batch=64, n_threads=1, verbose=False);"
+        f"llm.eval({TOKENS[:24]}); ctx = llm._ctx.ctx;"
+        "p = llama_cpp.llama_get_logits_ith(ctx, -1); print(*(p[i].hex() for i in range(llm.n_vocab())))"
+    )
+    done = preloaded(sys.executable, "-c", script, scaled)
+    (ours,) = rows(done)
+    assert np.array_equal(ours, in_process(scaled)[0])
+    assert done.stderr.count("ropebend:") == 1
+
+
+def test_ropebend_itself_refuses_to_scale_twice(scaled: Path) -> None:
+    done = preloaded(sys.executable, "-m", "ropebend.cli", "doctor", scaled, code=1)
+    assert "take ropebend out of LD_PRELOAD" in done.stderr
+
+
+def test_under_sanitizers(tmp_path: Path, plain: Path, scaled: Path, decode: Path) -> None:
+    """The library itself, built with ASan and UBSan, in the unmodified program."""
+    sources = ["architectures", "ggml_layout", "gguf_metadata", "gguf_scan", "graph_owner", "pointer_map", "preload"]
+    sources += ["rope_plan", "scaled_file"]
+    library = compile_c(
+        tmp_path / "libropebend_preload.so",
+        [ROOT / "csrc" / f"{name}.c" for name in sources],
+        *["-fPIC", "-shared", "-fvisibility=hidden", *SANITIZERS],
+    )
+    asan = [
+        run(compiler(), f"-print-file-name={name}").stdout.strip() for name in ("libasan.so", "libubsan.so")
+    ]  # the runtimes must come first
+    env = {**os.environ, "LD_PRELOAD": ":".join([*asan, str(library)]), "ASAN_OPTIONS": "detect_leaks=0"}
+    models = [plain, scaled, f"-{scaled}", plain]
+    assert run(decode, 256, *models, env=env).stdout == preloaded(decode, 256, *models).stdout

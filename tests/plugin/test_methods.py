@@ -1,0 +1,76 @@
+"""Extension methods on top of what a model does itself, node by node against the numpy rope, K-shift included.
+
+The cells of the table in docs/architectures.md.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from architecture_models import write_model
+
+from ropebend import LayerScaling, Model, RopebendError, RopeMethod
+from ropebend.doctor import RopeNode, _compare_with_numpy, _Observed
+
+TOKENS = [int(t) for t in np.random.default_rng(5).integers(0, 64, 24)]
+LINEAR = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64}
+SWA = {"rope.scaling.type": "none", "rope.scaling.factor": 1.0}
+OWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "none": ("qwen2", {}),
+    "partial": ("stablelm", {}),
+    "linear": ("qwen2", LINEAR),
+    "yarn": ("qwen2", YARN),
+    "llama3-factors": ("llama", {}),
+    "longrope": ("phi3", {"rope.scaling.type": "longrope"}),
+    "own-swa-base": ("gemma3", SWA),
+}
+METHODS = {
+    "none": RopeMethod(),
+    "linear": RopeMethod("linear", 2.0),
+    "ntk": RopeMethod("ntk", 3.0),
+    "dynamic-ntk": RopeMethod("dynamic-ntk", 2.0, 64),
+    "yarn": RopeMethod("yarn", 4.0, 64),
+}
+NOT_COMPOSED = {
+    "linear": "the model carries linear scaling already",
+    "yarn": "the model carries YaRN already",
+    "llama3-factors": "rope node '[QK]cur-0' has frequency factors, so method yarn does not fit",
+    "longrope": "the model carries LongRoPE already",
+}
+
+
+def recorded(model: Model, scaling: LayerScaling | None) -> list[RopeNode]:
+    options: dict[str, Any] = {"n_ctx": 256, "n_batch": 64, "n_ubatch": 64, "n_threads": 1, "type_k": "f32"}
+    with _Observed(model, scaling=scaling, **options) as context:
+        return context.record(TOKENS, True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("own", OWN)
+def test_method(tmp_path: Path, own: str, method: str) -> None:
+    architecture, fields = OWN[own]
+    with Model(write_model(tmp_path / "model.gguf", architecture, fields)) as model:
+        n_layer = model.info.n_layer
+        scaling = LayerScaling(tuple(1.25 + 0.5 * i for i in range(n_layer)), rope=METHODS[method])
+        if method == "yarn" and own in NOT_COMPOSED:
+            with pytest.raises(RopebendError, match=NOT_COMPOSED[own]):
+                recorded(model, scaling)
+            return
+        plain = recorded(model, None)
+        assert sum(node.shift for node in plain) == n_layer
+        assert all((node.factors is None) == (own not in ("llama3-factors", "longrope")) for node in plain)
+        nodes = recorded(model, scaling)
+        check = _compare_with_numpy(plain, nodes, scaling, 256)
+        assert check.ok, check.detail
+        assert check.detail.startswith(f"{5 * n_layer} of {5 * n_layer} rope nodes compared")
+        assert all(node.params != before.params for node, before in zip(nodes, plain, strict=True))
+
+
+def test_the_comparison_fails_for_another_method(tmp_path: Path) -> None:
+    with Model(write_model(tmp_path / "model.gguf", "qwen2", LINEAR)) as model:
+        plain = recorded(model, None)
+        ntk = LayerScaling((1.5, 2.0), rope=METHODS["ntk"])
+        for other in METHODS["linear"], METHODS["dynamic-ntk"], RopeMethod("ntk", 3.2):
+            assert not _compare_with_numpy(plain, recorded(model, LayerScaling((1.5, 2.0), rope=other)), ntk, 256).ok
