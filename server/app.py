@@ -10,17 +10,18 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ropebend.server import errors
+from ropebend import __version__
+from ropebend.server import errors, info_routes, routes, text_routes
 from ropebend.server.engine import Engine
-from ropebend.server.routes import router
 
 
 def create_app(engine: Engine, api_keys: Sequence[str] = ()) -> FastAPI:
     """The server's application around an engine, which may still be loading; no key: everybody may ask."""
-    # The generated pages would need scripts from elsewhere; docs/server.md describes the API.
-    app = FastAPI(title="ropebend", openapi_url=None, docs_url=None, redoc_url=None)
+    # FastAPI's own pages would need scripts from elsewhere
+    app = FastAPI(title="ropebend", version=__version__, docs_url=None, redoc_url=None)
     app.state.engine = engine
-    app.include_router(router)
+    for module in (routes, text_routes, info_routes):
+        app.include_router(module.router)
     errors.install(app)
     if api_keys:
         app.add_middleware(_KeyCheck, keys=[os.fsencode(key) for key in api_keys])

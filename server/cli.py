@@ -19,7 +19,8 @@ import uvicorn
 
 from ropebend.errors import RopebendError, UsageError
 from ropebend.server.app import create_app
-from ropebend.server.engine import Engine, EngineOptions
+from ropebend.server.engine import Engine
+from ropebend.server.loading import EngineOptions
 
 log = logging.getLogger("ropebend.server")
 
@@ -35,6 +36,13 @@ class CacheType(str, Enum):
     q5_0 = "q5_0"
     q4_1 = "q4_1"
     q4_0 = "q4_0"
+
+
+class Pooling(str, Enum):
+    """What an embedding is made of."""
+
+    mean = "mean"
+    last = "last"
 
 
 class LogLevel(str, Enum):
@@ -63,9 +71,28 @@ def serve(
             "if the file says so, else the trained length.",
         ),
     ] = 0,
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            "--parallel",
+            "-np",
+            envvar="ROPEBEND_PARALLEL",
+            min=1,
+            max=255,
+            help="Slots: texts computed at once, fewer than --batch-size; default 16 if that leaves room.",
+        ),
+    ] = None,
+    kv_size: Annotated[
+        int,
+        typer.Option(
+            envvar="ROPEBEND_KV_SIZE",
+            min=0,
+            help="KV cells that all slots and the cache of ended texts share; 0: as many as --ctx-size.",
+        ),
+    ] = 0,
     batch_size: Annotated[
         int,
-        typer.Option("--batch-size", "-b", envvar="ROPEBEND_BATCH_SIZE", min=1, help="Prompt tokens of one step."),
+        typer.Option("--batch-size", "-b", envvar="ROPEBEND_BATCH_SIZE", min=2, help="Tokens of one step."),
     ] = 512,
     ubatch_size: Annotated[
         int | None,
@@ -93,7 +120,7 @@ def serve(
     ] = 0,
     flash_attn: Annotated[
         bool, typer.Option("--flash-attn/--no-flash-attn", envvar="ROPEBEND_FLASH_ATTN", help="Use flash attention.")
-    ] = False,
+    ] = True,
     cache_type_k: Annotated[
         CacheType, typer.Option(envvar="ROPEBEND_CACHE_TYPE_K", help="Type of the cached keys.")
     ] = CacheType.f16,
@@ -118,10 +145,14 @@ def serve(
     no_scaling: Annotated[
         bool, typer.Option("--no-scaling", envvar="ROPEBEND_NO_SCALING", help="Run unscaled, whatever the file says.")
     ] = False,
+    pooling: Annotated[
+        Pooling,
+        typer.Option(envvar="ROPEBEND_POOLING", help="What an embedding is: the mean over all tokens or the last."),
+    ] = Pooling.mean,
     queue_size: Annotated[
         int,
         typer.Option(
-            envvar="ROPEBEND_QUEUE_SIZE", min=0, help="Requests that may wait while one runs; further ones get 503."
+            envvar="ROPEBEND_QUEUE_SIZE", min=0, help="Requests that may wait beside --parallel; further ones get 503."
         ),
     ] = 64,
     grace: Annotated[
@@ -141,10 +172,14 @@ def serve(
         raise UsageError(f"--ubatch-size: expected at most --batch-size {batch_size}, got {ubatch_size}")
     if any(not key.strip() for key in api_key or []):
         raise UsageError("--api-key: expected a key, got an empty one")
+    if parallel is not None and parallel >= batch_size:
+        raise UsageError(f"--parallel: expected less than --batch-size {batch_size}, got {parallel}")
     options = EngineOptions(
         model=model,
         alias=alias,
         n_ctx=ctx_size,
+        n_cells=kv_size,
+        n_slots=parallel or min(16, batch_size - 1),
         n_batch=batch_size,
         n_ubatch=ubatch_size or min(512, batch_size),
         n_threads=threads,
@@ -154,6 +189,7 @@ def serve(
         type_v=cache_type_v.value,
         factors=factors,
         no_scaling=no_scaling,
+        pooling=pooling.value,
         queue_size=queue_size,
     )
     level = log_level.value.upper()
