@@ -49,10 +49,15 @@ class ChatTemplate:
     def render(self, messages: Sequence[Mapping[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
         """The prompt that asks for the next answer.  RopebendError if the template refuses these messages.
 
-        tools: as OpenAI writes them; a template that knows none gets them described in a system message.
+        tools: as OpenAI writes them; a template that knows none gets them described in a message.
         """
         if tools and not self.knows_tools:
-            messages, tools = _with_system(messages, describe(tools)), None
+            text = describe(tools)
+            try:
+                return self.render(_with_system(messages, text))
+            except RopebendError:  # no system messages: the first one is made to begin with it
+                first, *rest = messages
+                return self.render([{**first, "content": f"{text}\n\n{first['content']}"}, *rest])
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, tools=tools, documents=None)
         except jinja2.TemplateError as e:

@@ -16,9 +16,10 @@ from typing import Annotated
 
 import typer
 import uvicorn
+from fastapi import FastAPI
 
 from ropebend.errors import RopebendError, UsageError
-from ropebend.server.app import create_app
+from ropebend.server.app import MAX_BODY, create_app
 from ropebend.server.engine import Engine
 from ropebend.server.loading import EngineOptions
 
@@ -55,7 +56,10 @@ class LogLevel(str, Enum):
 
 
 def serve(
-    model: Annotated[Path, typer.Argument(help="GGUF file. Layer scales in it are in effect without any flag.")],
+    model: Annotated[
+        Path,
+        typer.Argument(envvar="ROPEBEND_MODEL", help="GGUF file. Layer scales in it are in effect without any flag."),
+    ],
     host: Annotated[str, typer.Option(envvar="ROPEBEND_HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(envvar="ROPEBEND_PORT", min=0, max=65535, help="Port to listen on; 0: any free one.")
@@ -138,6 +142,20 @@ def serve(
         list[str] | None,
         typer.Option(envvar="ROPEBEND_API_KEY", help="Key that clients must send; may be given several times."),
     ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(envvar="ROPEBEND_API_KEY_FILE", help="File with more keys, one a line; # begins a comment."),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="ROPEBEND_CORS_ORIGIN",
+            help="Let web pages of this origin ask, e.g. https://chat.example; several are possible, * is all.",
+        ),
+    ] = None,
+    max_body_size: Annotated[
+        int, typer.Option(envvar="ROPEBEND_MAX_BODY_SIZE", min=1024, help="Largest request body in bytes.")
+    ] = MAX_BODY,
     factors: Annotated[
         Path | None,
         typer.Option(envvar="ROPEBEND_FACTORS", help="factors.json with layer scales to use instead of the file's."),
@@ -170,7 +188,8 @@ def serve(
         raise UsageError("--factors and --no-scaling: expected only one of them")
     if ubatch_size is not None and ubatch_size > batch_size:
         raise UsageError(f"--ubatch-size: expected at most --batch-size {batch_size}, got {ubatch_size}")
-    if any(not key.strip() for key in api_key or []):
+    keys = [*(api_key or []), *(_keys_of(api_key_file) if api_key_file is not None else [])]
+    if any(not key.strip() for key in keys):
         raise UsageError("--api-key: expected a key, got an empty one")
     if parallel is not None and parallel >= batch_size:
         raise UsageError(f"--parallel: expected less than --batch-size {batch_size}, got {parallel}")
@@ -195,15 +214,29 @@ def serve(
     level = log_level.value.upper()
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
     log.setLevel(level)
-    run(options, host, port, api_key or [], grace, debug=log_level is LogLevel.debug)
-
-
-def run(options: EngineOptions, host: str, port: int, api_keys: list[str], grace: float, *, debug: bool) -> None:
-    """Listen, load and serve until a signal.  RopebendError if the port is taken, loading fails or the engine dies."""
-    listener = listen(host, port)
     engine = Engine(options, on_failure=lambda: setattr(server, "should_exit", True))
+    app = create_app(engine, keys, cors_origins=cors_origin or [], max_body=max_body_size)
+    server = make_server(app, engine, grace, debug=log_level is LogLevel.debug)
+    run(server, engine, host, port)
+
+
+def _keys_of(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as e:
+        raise RopebendError(f"{path}: {e.strerror}") from None
+    except UnicodeDecodeError:
+        raise RopebendError(f"{path}: not UTF-8 text") from None
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise RopebendError(f"{path}: expected an API key on each line, got none")
+    return keys
+
+
+def make_server(app: FastAPI, engine: Engine, grace: float, *, debug: bool) -> _Server:
+    """uvicorn around the application.  grace: seconds that open requests may go on after a signal."""
     config = uvicorn.Config(
-        create_app(engine, api_keys),
+        app,
         lifespan="off",
         log_config=None,
         log_level="debug" if debug else "warning",
@@ -211,10 +244,15 @@ def run(options: EngineOptions, host: str, port: int, api_keys: list[str], grace
         # room for the answers of the requests that `cut` ended: they take milliseconds, but not on a busy machine
         timeout_graceful_shutdown=math.ceil(grace) + 5,
     )
-    server = _Server(config, engine, grace)
+    return _Server(config, engine, grace)
+
+
+def run(server: _Server, engine: Engine, host: str, port: int) -> None:
+    """Listen, load and serve until a signal.  RopebendError if the port is taken, loading fails or the engine dies."""
+    listener = listen(host, port)
     logging.getLogger("uvicorn.error").addFilter(_is_no_cut)
     name = f"[{host}]" if ":" in host else host
-    log.info("listening on http://%s:%d, loading %s", name, listener.getsockname()[1], options.model)
+    log.info("listening on http://%s:%d, loading %s", name, listener.getsockname()[1], engine.options.model)
     engine.start()
     server.run(sockets=[listener])
     ended = engine.stop(timeout=1)
