@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Loglikelihoods that lm-evaluation-harness gets from our server / those computed directly with llama-cpp-python.
 
-Needs `pip install 'lm_eval[api]'`, here or in another environment (--lm-eval), and no network: the task is a local file.
+Needs `pip install 'lm_eval[api]'`, here or in another environment (--lm-eval), and no network: the task is local.
 """
 
 from __future__ import annotations

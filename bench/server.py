@@ -65,7 +65,8 @@ async def closed_loop(url: str, prompts: list[str], clients: int, max_tokens: in
     async def client() -> None:
         nonlocal tokens
         while queue:
-            tokens += (await complete(url, queue.pop(), max_tokens, stream)).tokens
+            reply = await complete(url, queue.pop(), max_tokens, stream)
+            tokens += reply.tokens
 
     started = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(clients)))

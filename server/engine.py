@@ -237,7 +237,7 @@ class Engine:
                 self._abandon(job, Failed(e))
                 return
             key = self._plans.key(r.scaled, n_max)
-            task = Task(job, key, array("i", r.prompt), n_max, writer.all_rows, writer)
+            task = Task(job, key, array("i", r.prompt), n_max, writer.all_rows, writer.wants_embeddings, writer)
             self._open[job].append(task)
             self.scheduler.add(task)
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from starlette.responses import PlainTextResponse
 
 from ropebend.server import metrics
 from ropebend.server.common import is_scaled, model_ids, ready
@@ -72,7 +73,7 @@ async def slots(request: Request) -> dict[str, Any]:
     }
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def prometheus(request: Request) -> Response:
     """Counters in Prometheus' text format, named in llama-server's style."""
     engine, _ = ready(request)

@@ -151,7 +151,7 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
         bos=_special(model, model.bos_token),
         eos=_special(model, model.eos_token),
         scaling=context.scaling,
-        plan_hash=context.plan.hash if context.plan is not None else None,
+        plan_hash=context.scaling.plan(n_ctx).hash if context.scaling is not None else None,
         add_bos=bool(lib.llama_vocab_get_add_bos(vocab)),
         shares_prefixes=not recurrent,
         build=f"ropebend {__version__}, llama-cpp-python {llama_cpp.__version__}",

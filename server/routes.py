@@ -6,6 +6,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -24,11 +25,14 @@ from ropebend.server.tools import HERMES_TAGS
 
 router = APIRouter()
 
+#: For the OpenAPI document: with stream: true the answer is server-sent events.
+_STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
 #: Texts of one request, prompts times n.
 MAX_CHOICES = 2048
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=_STREAMED)
 async def completions(request: Request, body: CompletionRequest) -> Response:
     """Continue one prompt or several."""
     engine, facts = ready(request)
@@ -42,7 +46,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     return await _respond(request, body, generations, sum(map(len, prompts)), CompletionForm())
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=_STREAMED)
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Answer a chat."""
     engine, facts = ready(request)

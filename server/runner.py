@@ -59,7 +59,7 @@ class Runner:
         if step.key not in self._plans:
             raise RopebendError(f"no plan {step.key!r}")
         context.switch_plan(self._plans[step.key])
-        embedding = any(c.task.owner.wants_embeddings for c in step.chunks)
+        embedding = step.chunks[0].task.alone
         if embedding is not self._embedding:
             lib.llama_set_embeddings(context.handle, embedding)
             self._embedding = embedding
@@ -125,7 +125,7 @@ class Runner:
         """
         writer = c.task.owner
         if isinstance(writer, EmbeddingWriter):
-            writer.states(self._states(first_row, len(rows)), c.is_last)
+            writer.states(c.start, self._states(first_row, len(rows)), c.is_last)
             return not c.is_last
         assert isinstance(writer, TextWriter)
         if c.task.all_rows and writer.n_generated == 0:

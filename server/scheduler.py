@@ -28,6 +28,7 @@ class Task:
     tokens    prompt and what was generated so far
     n_max     tokens it may reach
     all_rows  every token's output is wanted: nothing can be taken from the cache
+    alone     its tokens are decoded only beside those of other tasks that say so (embeddings)
     n_cached  prompt tokens taken from another sequence
     """
 
@@ -36,6 +37,7 @@ class Task:
     tokens: array[int]
     n_max: int
     all_rows: bool = False
+    alone: bool = False
     owner: Any = None
     arrival: int = -1
     seq: Sequence | None = None
@@ -93,7 +95,7 @@ class Scheduler:
         self.running: list[Task] = []
         self.n_preempted = 0
         self._n_arrived = 0
-        self._last_key = ""
+        self._last_turn = ("", False)
 
     @property
     def busy(self) -> bool:
@@ -133,9 +135,9 @@ class Scheduler:
         ready = [t for t in self.running if self._is_ready(t)]
         if not ready:
             return None
-        key = self._next_key(ready)
+        key, alone = self._next_turn(ready)
         chunks = []
-        for task, n in self._shares([t for t in ready if t.key == key]):
+        for task, n in self._shares([t for t in ready if (t.key, t.alone) == (key, alone)]):
             if task.seq is None or not self._make_room(n, task):
                 continue  # pushed out to make room for another one, or did not find room itself
             chunks.append(Chunk(task, task.seq.n_computed, n))
@@ -182,11 +184,11 @@ class Scheduler:
         task.n_awaited = 0
         return True
 
-    def _next_key(self, ready: list[Task]) -> str:
-        """Plans take turns."""
-        keys = sorted({t.key for t in ready})
-        self._last_key = next((k for k in keys if k > self._last_key), keys[0])
-        return self._last_key
+    def _next_turn(self, ready: list[Task]) -> tuple[str, bool]:
+        """What cannot be mixed takes turns: plans, and what wants to be alone."""
+        turns = sorted({(t.key, t.alone) for t in ready})
+        self._last_turn = next((turn for turn in turns if turn > self._last_turn), turns[0])
+        return self._last_turn
 
     def _shares(self, tasks: list[Task]) -> list[tuple[Task, int]]:
         """(task, tokens) for one step: generating ones first, then prompts, shortest rest first."""

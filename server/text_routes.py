@@ -60,7 +60,7 @@ async def detokenize(request: Request, body: DetokenizeRequest) -> dict[str, str
     engine, facts = ready(request)
     is_scaled(body.model, facts)
     check_tokens(body.tokens, "tokens", "tokens", facts)
-    text = engine.detokenize(body.tokens)
+    text = await run_in_threadpool(engine.detokenize, body.tokens)
     return {"content": text, "prompt": text}
 
 

@@ -59,7 +59,7 @@ class TextWriter:
             self._ready = self._prompt_text
             return
         self._untold.append(TokenLogprob(model.piece(g.prompt[0], special=True), None, 0, ()))
-        self._echoed = TextStream()
+        self._echoed = TextStream()  # counts the characters before each token
         self._echoed.feed(model.piece(g.prompt[0]))
 
     def prompt_rows(self, start: int, rows: npt.NDArray[np.float32]) -> None:
@@ -67,7 +67,8 @@ class TextWriter:
         g = self.request
         assert g.n_logprobs is not None
         for i, logits in enumerate(rows, start + 1):
-            if i < len(g.prompt):
+            # a prompt that was pushed out is computed again from its beginning
+            if len(self._untold) == i < len(g.prompt):
                 offset = self._echoed.n_decoded
                 self._untold.append(token_logprob(self._model, g.prompt[i], logits, g.n_logprobs, offset))
                 self._echoed.feed(self._model.piece(g.prompt[i]))
@@ -132,25 +133,33 @@ class TextWriter:
 
 
 class EmbeddingWriter:
-    """One text to embed: gathers the hidden states of its tokens."""
+    """One text to embed: gathers the hidden states of its tokens.
+
+    llama.cpp then makes an output of every token of a decode, so embeddings are decoded apart from texts.
+    """
 
     wants_embeddings = True
+    all_rows = True
     n_generated = 0
 
     def __init__(self, job: Job, index: int, request: Embed, n_embd: int):
         self.job = job
         self.index = index
         self.request = request
-        self.all_rows = request.pooling == "mean"
         self.started = time.monotonic()
         self._sum = np.zeros(n_embd, np.float64)
 
     def close(self) -> None:
         """Nothing to free."""
 
-    def states(self, rows: npt.NDArray[np.float32], last: bool) -> None:
-        """Hidden states of the next tokens, [n, n_embd]; tells the vector after the last ones."""
-        self._sum += rows.sum(axis=0, dtype=np.float64)
+    def states(self, start: int, rows: npt.NDArray[np.float32], last: bool) -> None:
+        """Hidden states of the tokens from position `start` on, [n, n_embd]; tells the vector after the last ones."""
+        if start == 0:  # also if the text was pushed out and is computed again
+            self._sum[:] = 0
+        if self.request.pooling == "mean":
+            self._sum += rows.sum(axis=0, dtype=np.float64)
+        else:
+            self._sum[:] = rows[-1]
         if last:
             length = float(np.linalg.norm(self._sum))
             if not np.isfinite(length):

@@ -29,6 +29,7 @@ class FakeMemory:
         self.held.pop(seq, None)
 
     def compute(self, step: Step) -> None:
+        assert len({c.task.alone for c in step.chunks}) == 1
         for c in step.chunks:
             assert c.task.key == step.key
             assert c.task.seq is not None
@@ -47,7 +48,7 @@ class Machine:
         self.computed = 0
 
     def add(self, prompt: list[int], n_new: int, key: str = "", group: object = None, all_rows: bool = False) -> Task:
-        task = Task(group or object(), key, array("i", prompt), len(prompt) + n_new, all_rows)
+        task = Task(group or object(), key, array("i", prompt), len(prompt) + n_new, all_rows, alone=all_rows)
         self.scheduler.add(task)
         return task
 

@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import pytest
 
 from ropebend.model import Context, Model
 from ropebend.scaling import LayerScaling, RopeMethod
 from ropebend.server.engine import Engine
-from ropebend.server.jobs import Done, Embed, Embedding, Event, Failed, Finish, Generation, Piece, Request
+from ropebend.server.jobs import Done, Embed, Embedding, Event, Failed, Finish, Generation, Job, Piece, Request
 from ropebend.server.loading import EngineOptions
 from ropebend.server.sampling import Sampling
+from ropebend.server.writer import EmbeddingWriter, TextWriter
 
 from .conftest import SCALES, write_model
 
@@ -206,24 +208,45 @@ def test_embeddings_are_the_mean_of_the_hidden_states_whatever_runs_beside(
     a.engine.submit([Embed(QUESTIONS[0], "last")], listen("last"))
     for _ in range(3):
         assert done.acquire(timeout=60)
-    import llama_cpp
-
+    text = bytes(t - 3 for t in QUESTIONS[0]).decode()
     for name, kind in (("mean", llama_cpp.LLAMA_POOLING_TYPE_MEAN), ("last", llama_cpp.LLAMA_POOLING_TYPE_LAST)):
         llama = llama_cpp.Llama(
-            str(models["plain"]), embedding=True, pooling_type=kind, n_ctx=512, n_threads=1, verbose=False,
-            type_k=0, type_v=0,
+            str(models["plain"]), embedding=True, pooling_type=kind, n_ctx=512, n_threads=1, type_k=0, type_v=0,
+            verbose=False,
         )  # fmt: skip
         try:
-            text = bytes(t - 3 for t in QUESTIONS[0]).decode()
-            assert llama.tokenize(text.encode()) != []
             theirs = np.array(llama.embed(text, normalize=True))
         finally:
             llama.close()
-        with Model(models["plain"]) as model:
-            tokens = model.tokenize(text)
-        ours = vectors[name] if tokens == QUESTIONS[0] else _embed(a.engine, tokens, name)
+        ours = np.array(_embed(a.engine, a.engine.tokenize(text), name))
         assert np.dot(ours, ours) == pytest.approx(1)
         assert np.dot(theirs, ours) == pytest.approx(1, abs=1e-4)
+        assert np.dot(vectors[name], _embed(a.engine, QUESTIONS[0], name)) == pytest.approx(1, abs=1e-6)
+
+
+def test_what_is_computed_twice_is_told_once(models: dict[str, Path]) -> None:
+    events: list[Event] = []
+    prompt = QUESTIONS[0][:10]
+    rng = np.random.default_rng(1)
+    job = Job([], events.append, True, lambda: None)
+    with Model(models["plain"]) as model:
+        rows = rng.normal(size=(10, model.n_vocab)).astype(np.float32)
+        writer = TextWriter(job, 0, Generation(prompt, 0, GREEDY, n_logprobs=1, echo=True), model)
+        writer.prompt_rows(0, rows[:4])
+        for start in (0, 5):  # it was pushed out and begins again
+            writer.prompt_rows(start, rows[start : start + 5])
+        assert not writer.accept(0, rows[-1])
+    (piece,) = events
+    assert isinstance(piece, Piece)
+    assert piece.text == "".join(chr(t - 3) for t in prompt)
+    assert [t.offset for t in piece.tokens] == list(range(10))
+    embedding = EmbeddingWriter(job, 0, Embed(prompt), 3)
+    states = rng.normal(size=(10, 3)).astype(np.float32)
+    embedding.states(0, states[:4], False)
+    embedding.states(0, states, True)
+    assert isinstance(events[-1], Embedding)
+    mean = states.mean(0) / np.linalg.norm(states.mean(0))
+    assert events[-1].vector == pytest.approx(mean, abs=1e-6)
 
 
 def _embed(engine: Engine, tokens: list[int], pooling: Any) -> tuple[float, ...]:
