@@ -161,7 +161,7 @@ def main(
     ours: Annotated[str, typer.Option(help="URL of `ropebend serve`.")],
     llama_server: Annotated[str | None, typer.Option(help="URL of llama-server, started with --metrics.")] = None,
     llama_cpp_python: Annotated[str | None, typer.Option(help="URL of llama_cpp.server.")] = None,
-    clients: Annotated[str, typer.Option(help="Numbers of clients.")] = "1,4,16",
+    clients: Annotated[str, typer.Option(help="Numbers of clients; empty: leave these runs out.")] = "1,4,16",
     rounds: Annotated[int, typer.Option(help="Rounds; each asks every server.")] = 3,
     per_client: Annotated[int, typer.Option(help="Requests of each client in a round.")] = 3,
     stream: Annotated[bool, typer.Option(help="Stream the answers of the throughput runs, too.")] = False,
@@ -175,7 +175,7 @@ def main(
     if llama_cpp_python is not None:
         urls["llama_cpp.server"] = llama_cpp_python
     source = Words(seed=1)
-    for n in map(int, clients.split(",")):
+    for n in [int(part) for part in clients.split(",") if part]:
         throughput(urls, source, n, rounds, per_client, stream)
     if document:
         urls.pop("llama_cpp.server", None)  # one at a time; the bar is llama-server

@@ -12,6 +12,13 @@ from typing import Protocol
 
 import numpy as np
 
+#: Texts of fewer tokens are short: computing one again costs less than what its cells cost every decode meanwhile,
+#: because llama.cpp's attention looks at every cell in use, whoever owns it.
+SHORT = 256
+
+#: Cells that short texts may keep: a sixteenth of all, at least this many.
+MIN_SHORT_CELLS = 512
+
 
 class Memory(Protocol):
     """What the pool needs of a context."""
@@ -166,6 +173,17 @@ class KVPool:
             return
         self.running.remove(seq)
         self.cached[seq.id] = seq
+        self._drop_short()
+
+    def _drop_short(self) -> None:
+        """Let short texts not fill the cache, the longest unused go first."""
+        short = [s for s in self.cached.values() if s.n_computed < SHORT]
+        n_over = sum(s.n_computed for s in short) - max(self.n_cells // 16, MIN_SHORT_CELLS)
+        for seq in short:
+            if n_over <= 0:
+                return
+            n_over -= seq.n_computed
+            self.release(seq)
 
     # ---- making room
 

@@ -181,6 +181,17 @@ def test_the_longest_unused_goes_first() -> None:
     assert firsts == {200, 400}
 
 
+def test_short_texts_do_not_fill_the_cache_that_long_ones_share() -> None:
+    m = Machine(n_cells=8192, n_seqs=200, n_batch=512)
+    m.add(list(range(1000, 2000)), 0)
+    for i in range(100):
+        m.add([i, *range(3000, 3049)], 0)  # 50 tokens
+    m.run()
+    lengths = [s.n_computed for s in m.pool.cached.values()]
+    assert sorted(lengths, reverse=True) == [1000, *[50] * 10]  # 512 cells for short ones
+    assert {s.tokens[0] for s in m.pool.cached.values()} == {1000, *range(90, 100)}
+
+
 def test_too_many_texts_for_the_cells_are_pushed_out_and_end_all_the_same() -> None:
     m = Machine(n_cells=100, n_slots=4)
     tasks = [m.add([10 * i + 2, 3], 80) for i in range(4)]
