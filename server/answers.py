@@ -191,6 +191,23 @@ def _name(piece: bytes) -> str:
         return "bytes:" + "".join(f"\\x{b:02x}" for b in piece)
 
 
+class Events:
+    """The events of one job on their way from the engine's thread to the request's task."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+
+    def put(self, event: Event) -> None:
+        """For the engine, which calls it in its own thread."""
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+
+    async def get(self) -> Event:
+        """The next event."""
+        return await self._queue.get()
+
+
 class Answering:
     """Collects the events of one job for one request.
 
@@ -208,13 +225,8 @@ class Answering:
         self._n = n
         self._n_generated = self._n_cached = 0
         self._logprobs = logprobs
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-
-    def on_event(self, event: Event) -> None:
-        """For the engine, which calls it in its own thread."""
-        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        self._events = Events()
+        self.on_event = self._events.put
 
     async def whole(self) -> dict[str, Any] | None:
         """The answer once the job is done; None if it was cancelled.  Raises ApiError if it failed."""

@@ -62,6 +62,11 @@ def common_prefix(a: array[int], b: array[int], limit: int) -> int:
     return first if differ[first] else n
 
 
+def _n_distinct(sequences: list[Sequence]) -> int:
+    """Cells that these sequences have, shared ones counted once."""
+    return len(np.unique(np.concatenate([np.frombuffer(s.cells, np.int32) for s in sequences])))
+
+
 class KVPool:
     """Cells and sequence ids, with the finished sequences that stay cached until their room is needed (LRU).
 
@@ -70,7 +75,6 @@ class KVPool:
 
     def __init__(self, memory: Memory, n_cells: int, n_seqs: int, *, sharing: bool = True):
         self.n_cells = n_cells
-        self.n_seqs = n_seqs
         self._sharing = sharing
         self._memory = memory
         self._free_cells = array("i", range(n_cells - 1, -1, -1))
@@ -178,12 +182,9 @@ class KVPool:
     def _drop_short(self) -> None:
         """Let short texts not fill the cache, the longest unused go first."""
         short = [s for s in self.cached.values() if s.n_computed < SHORT]
-        n_over = sum(s.n_computed for s in short) - max(self.n_cells // 16, MIN_SHORT_CELLS)
-        for seq in short:
-            if n_over <= 0:
-                return
-            n_over -= seq.n_computed
-            self.release(seq)
+        allowed = max(self.n_cells // 16, MIN_SHORT_CELLS)
+        while sum(s.n_computed for s in short) > allowed and _n_distinct(short) > allowed:
+            self.release(short.pop(0))
 
     # ---- making room
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,11 +11,11 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
 from ropebend.server import errors
-from ropebend.server.answers import api_error, cancelled_on_disconnect
+from ropebend.server.answers import Events, api_error, cancelled_on_disconnect
 from ropebend.server.api import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from ropebend.server.common import chat_prompt, check_length, check_tokens, is_scaled, prompts_of, ready
 from ropebend.server.errors import ApiError
-from ropebend.server.jobs import Cancelled, Done, Embed, Embedding, Event, Failed, Unavailable
+from ropebend.server.jobs import Cancelled, Done, Embed, Embedding, Failed, Unavailable
 
 router = APIRouter()
 
@@ -88,16 +86,10 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
     prompts = await run_in_threadpool(prompts_of, body.input, "input", engine, facts)
     for prompt in prompts:
         check_length(len(prompt), 0, facts, "input")
-    events: asyncio.Queue[Event] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-
-    def on_event(event: Event) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
+    events = Events()
     pooling = engine.options.pooling
     try:
-        job = engine.submit([Embed(p, pooling, scaled=scaled) for p in prompts], on_event)
+        job = engine.submit([Embed(p, pooling, scaled=scaled) for p in prompts], events.put)
     except Unavailable as e:
         raise errors.unavailable(str(e)) from None
     vectors: dict[int, tuple[float, ...]] = {}

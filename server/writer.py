@@ -40,8 +40,7 @@ class TextWriter:
         self._ready = ""  # text to tell
         self._prompt_text = ""
         s = request.sampling
-        self.argmax = s.is_argmax
-        self._sampler = None if self.argmax else Sampler(s, model.vocab, max(request.max_tokens, 1), request.prompt)
+        self._sampler = None if s.is_argmax else Sampler(s, model.vocab, max(request.max_tokens, 1), request.prompt)
         if request.echo:
             self._echo_first()
 
