@@ -16,8 +16,8 @@ import numpy as np
 #: because llama.cpp's attention looks at every cell in use, whoever owns it.
 SHORT = 256
 
-#: Cells that short texts may keep: a sixteenth of all, at least this many.
-MIN_SHORT_CELLS = 512
+#: Cells that short texts may keep: a thirty-second part of all, at least this many.
+MIN_SHORT_CELLS = 256
 
 
 class Memory(Protocol):
@@ -182,7 +182,7 @@ class KVPool:
     def _drop_short(self) -> None:
         """Let short texts not fill the cache, the longest unused go first."""
         short = [s for s in self.cached.values() if s.n_computed < SHORT]
-        allowed = max(self.n_cells // 16, MIN_SHORT_CELLS)
+        allowed = max(self.n_cells // 32, MIN_SHORT_CELLS)
         while sum(s.n_computed for s in short) > allowed and _n_distinct(short) > allowed:
             self.release(short.pop(0))
 

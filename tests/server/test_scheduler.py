@@ -188,8 +188,8 @@ def test_short_texts_do_not_fill_the_cache_that_long_ones_share() -> None:
         m.add([i, *range(3000, 3049)], 0)  # 50 tokens
     m.run()
     lengths = [s.n_computed for s in m.pool.cached.values()]
-    assert sorted(lengths, reverse=True) == [1000, *[50] * 10]  # 512 cells for short ones
-    assert {s.tokens[0] for s in m.pool.cached.values()} == {1000, *range(90, 100)}
+    assert sorted(lengths, reverse=True) == [1000, *[50] * 5]  # 256 cells for short ones
+    assert {s.tokens[0] for s in m.pool.cached.values()} == {1000, *range(95, 100)}
 
 
 def test_too_many_texts_for_the_cells_are_pushed_out_and_end_all_the_same() -> None:
