@@ -9,7 +9,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check
 
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*.[ch]) $(shell find plugin convert server models -name '*.py' -o -name '*.gguf')
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.[ch]) $(shell find plugin convert server models -name '*.py' -o -name '*.gguf' -o -name '*.html')
 # a strict editable install is a tree of links under build/, remade when files come or go
 EDITABLE := --no-build-isolation --config-settings editable_mode=strict --editable
 

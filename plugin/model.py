@@ -94,6 +94,11 @@ class Model(Closing):
         return self._model
 
     @property
+    def vocab(self) -> Any:
+        """The ``llama_vocab *``."""
+        return self._vocab
+
+    @property
     def chat_template(self) -> str | None:
         """The GGUF's own chat template (jinja), or None."""
         raw = lib.llama_model_chat_template(self._model, None)
@@ -267,6 +272,17 @@ class Context(Closing):
         self.scaling, self.plan = scaling, plan
         self.clear()
         self.hook.check()  # what earlier decodes met under no plan counts now
+
+    def switch_plan(self, plan: Plan | None) -> None:
+        """Decode under another plan from now on and keep the cache; `scaling` stays what `set_scaling` was given.
+
+        Each sequence must be decoded under one plan only, and nothing may be shifted.
+        """
+        if self.hook is None:
+            raise RopebendError("this context was made without the hook")
+        if plan is not self.plan:
+            self.hook.set_plan(plan)
+            self.plan = plan
 
     def _warm_up(self) -> None:
         assert self.hook is not None

@@ -1,4 +1,4 @@
-"""Requests and responses of the OpenAI API, as far as this server takes part in it.
+"""Requests of the OpenAI API, as far as this server takes part in it.
 
 A parameter that would change the output and is not supported is here too, with a type that allows only values
 without effect, so that it is refused by name.  Anything else unknown is refused as unrecognised.
@@ -6,14 +6,13 @@ without effect, so that it is refused by name.  Anything else unknown is refused
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from ropebend.server.sampling import Sampling
-
-# ---- requests
 
 
 def _encodable(text: str) -> str:
@@ -49,12 +48,14 @@ class _GenerateRequest(_Request):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    grammar: Annotated[Text, Field(max_length=100_000)] | None = None
 
     # without influence on the output
     user: Any = None
@@ -67,7 +68,7 @@ class _GenerateRequest(_Request):
                 raise ValueError(f"the keys are token ids, got {key!r}")
         return value
 
-    def sampling(self, seed: int) -> Sampling:
+    def sampling(self, seed: int, grammar: str | None) -> Sampling:
         """The sampling parameters with OpenAI's defaults."""
         return Sampling(
             temperature=1.0 if self.temperature is None else self.temperature,
@@ -77,7 +78,9 @@ class _GenerateRequest(_Request):
             seed=seed,
             frequency_penalty=self.frequency_penalty or 0.0,
             presence_penalty=self.presence_penalty or 0.0,
+            repeat_penalty=1.0 if self.repeat_penalty is None else self.repeat_penalty,
             logit_bias={int(k): v for k, v in (self.logit_bias or {}).items()},
+            grammar=grammar,
         )
 
     def stop_strings(self) -> list[str]:
@@ -85,23 +88,25 @@ class _GenerateRequest(_Request):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
 
+def _prompt_shape(value: Any) -> Any:
+    kinds = {type(x) for x in value} if isinstance(value, list) else set()
+    if isinstance(value, str) or (len(kinds) == 1 and kinds <= {str, int, list}):
+        return value
+    raise ValueError("expected a string, a list of strings, a list of token ids or a list of such lists")
+
+
 class CompletionRequest(_GenerateRequest):
     """Body of POST /v1/completions."""
 
     prompt: Text | list[Text] | list[int] | list[list[int]]
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
 
     best_of: Literal[1] | None = None
-    echo: Literal[False] | None = None
     suffix: None = None
 
-    @field_validator("prompt", mode="before")
-    @classmethod
-    def _prompt_shape(cls, value: Any) -> Any:
-        kinds = {type(x) for x in value} if isinstance(value, list) else set()
-        if isinstance(value, str) or (len(kinds) == 1 and kinds <= {str, int, list}):
-            return value
-        raise ValueError("expected a string, a list of strings, a list of token ids or a list of such lists")
+    _prompt_shape = field_validator("prompt", mode="before")(_prompt_shape)
 
 
 class TextPart(_Request):
@@ -111,30 +116,117 @@ class TextPart(_Request):
     text: Text
 
 
+class CalledFunction(_Request):
+    """arguments: JSON as the model wrote it."""
+
+    name: Text
+    arguments: Text
+
+
+class CalledTool(_Request):
+    """A tool call of an earlier answer, sent back."""
+
+    id: Text | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: Any = None
+
+
 class Message(_Request):
     """One message of a chat.  The fields that must be null come back with the answers of the openai client."""
 
     role: Annotated[Text, Field(min_length=1)]
-    content: Text | list[TextPart]
+    content: Text | list[TextPart] | None = None
     name: Text | None = None
+    tool_calls: list[CalledTool] | None = None
+    tool_call_id: Text | None = None
 
     refusal: None = None
-    tool_calls: None = None
-    tool_call_id: None = None
     function_call: None = None
     audio: None = None
     annotations: None = None
 
-    def for_template(self) -> dict[str, str]:
-        """As a chat template wants it: the content is one string, text parts joined by line breaks."""
-        text = self.content if isinstance(self.content, str) else "\n".join(p.text for p in self.content)
-        return {"role": self.role, "content": text} | ({"name": self.name} if self.name is not None else {})
+    @model_validator(mode="after")
+    def _something_said(self) -> Message:
+        if self.content is None and not self.tool_calls:
+            raise PydanticCustomError("no_content", "content: expected a text, or tool_calls")
+        return self
+
+    def for_template(self) -> dict[str, Any]:
+        """As a chat template wants it: the content is one string, arguments of tool calls are parsed."""
+        text = self.content if isinstance(self.content, str) else "\n".join(p.text for p in self.content or [])
+        out: dict[str, Any] = {"role": self.role, "content": text}
+        if self.name is not None:
+            out["name"] = self.name
+        if self.tool_call_id is not None:
+            out["tool_call_id"] = self.tool_call_id
+        if self.tool_calls:
+            out["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.function.name, "arguments": _parsed(call.function.arguments)},
+                }
+                for call in self.tool_calls
+            ]
+        return out
 
 
-class TextFormat(_Request):
-    """The only response format: plain text."""
+def _parsed(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
 
-    type: Literal["text"]
+
+FunctionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.-]+$")]
+
+
+class Function(_Request):
+    """A function the model may call.  parameters: JSON schema of its arguments."""
+
+    name: FunctionName
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Request):
+    """A tool the model may call."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(_Request):
+    """The name of one function."""
+
+    name: FunctionName
+
+
+class NamedTool(_Request):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class JsonSchema(_Request):
+    """A JSON schema with a name."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    name: Text
+    description: Text | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(_Request):
+    """text, json_object, or json_schema with the schema that the answer follows."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class ChatRequest(_GenerateRequest):
@@ -145,10 +237,12 @@ class ChatRequest(_GenerateRequest):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
-    response_format: TextFormat | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+
     modalities: list[Literal["text"]] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
     functions: Annotated[list[Any], Field(max_length=0)] | None = None
     function_call: Literal["none", "auto"] | None = None
     audio: None = None
@@ -161,7 +255,6 @@ class ChatRequest(_GenerateRequest):
     # without influence on the output
     metadata: Any = None
     store: Any = None
-    parallel_tool_calls: Any = None
     prompt_cache_key: Any = None
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
@@ -169,99 +262,39 @@ class ChatRequest(_GenerateRequest):
     service_tier: Any = None
 
 
-# ---- responses; what is not set is left out of the JSON
+class EmbeddingRequest(_Request):
+    """Body of POST /v1/embeddings."""
 
-FinishReason = Literal["stop", "length"] | None
-AnswerKind = Literal["text_completion", "chat.completion", "chat.completion.chunk"]
+    model: Text | None = None
+    input: Text | list[Text] | list[int] | list[list[int]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: None = None
+    user: Any = None
 
-
-class Usage(BaseModel):
-    """Token counts."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
+    _input_shape = field_validator("input", mode="before")(_prompt_shape)
 
 
-class CompletionLogprobs(BaseModel):
-    """Log-probabilities of a completion, one entry a token."""
+class TokenizeRequest(_Request):
+    """Body of POST /tokenize: llama-server's `content` or vLLM's `prompt` or `messages`.
 
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
-    text_offset: list[int]
+    add_special (vLLM: add_special_tokens)  BOS and EOS as the model wants them; default: true only with `prompt`
+    parse_special                           control tokens written in the text are read as such
+    with_pieces                             llama-server: each token with its text; vLLM: return_token_strs
+    """
 
-
-class CompletionChoice(BaseModel):
-    """A completion, or the next part of one."""
-
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None
-    finish_reason: FinishReason
-
-
-class TopLogprob(BaseModel):
-    """A token that could have stood there."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
+    model: Text | None = None
+    content: Text | None = None
+    prompt: Text | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    add_special: bool | None = None
+    add_special_tokens: bool | None = None
+    parse_special: bool = True
+    with_pieces: bool = False
+    return_token_strs: bool = False
 
 
-class ChatLogprob(TopLogprob):
-    """A generated token of a chat answer."""
+class DetokenizeRequest(_Request):
+    """Body of POST /detokenize; the answer has llama-server's `content` and vLLM's `prompt`."""
 
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(BaseModel):
-    """Log-probabilities of a chat answer, one entry a token."""
-
-    content: list[ChatLogprob]
-    refusal: None
-
-
-class ChatMessage(BaseModel):
-    """A whole answer."""
-
-    role: Literal["assistant"]
-    content: str
-    refusal: None
-
-
-class ChatChoice(BaseModel):
-    """A choice of a whole answer."""
-
-    index: int
-    message: ChatMessage
-    logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
-
-
-class ChatDelta(BaseModel):
-    """What a chunk adds to an answer."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChatChunkChoice(BaseModel):
-    """A choice of a chunk."""
-
-    index: int
-    delta: ChatDelta
-    logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
-
-
-class Answer(BaseModel):
-    """What both endpoints answer, whole or in chunks; with include_usage the chunks before the last have usage null."""
-
-    id: str
-    object: AnswerKind
-    created: int
-    model: str
-    system_fingerprint: str
-    choices: Sequence[CompletionChoice | ChatChoice | ChatChunkChoice]
-    usage: Usage | None = None
+    model: Text | None = None
+    tokens: Annotated[list[int], Field(max_length=2**20)]

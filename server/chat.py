@@ -11,6 +11,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ropebend.errors import RopebendError
+from ropebend.server.tools import describe
 
 
 def _raise_exception(message: str) -> NoReturn:
@@ -34,6 +35,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, bos: str = "", eos: str = ""):
         # sandboxed: the template came with a downloaded file
+        self.knows_tools = "tools" in source
         env = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
@@ -44,11 +46,29 @@ class ChatTemplate:
         except jinja2.TemplateError as e:
             raise RopebendError(f"the model's chat template is not valid: {e}") from None
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt that asks for the next answer.  RopebendError if the template refuses these messages."""
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
+        """The prompt that asks for the next answer.  RopebendError if the template refuses these messages.
+
+        tools: as OpenAI writes them; a template that knows none gets them described in a message.
+        """
+        if tools and not self.knows_tools:
+            text = describe(tools)
+            try:
+                return self.render(_with_system(messages, text))
+            except RopebendError:  # no system messages: the first one is made to begin with it
+                first, *rest = messages
+                return self.render([{**first, "content": f"{text}\n\n{first['content']}"}, *rest])
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True, tools=None, documents=None)
+            return self._template.render(messages=messages, add_generation_prompt=True, tools=tools, documents=None)
         except jinja2.TemplateError as e:
             raise RopebendError(f"the model's chat template refuses these messages: {e}") from None
         except Exception as e:  # a template is a program; whatever it trips over, these messages made it
             raise RopebendError(f"the model's chat template failed: {type(e).__name__}: {e}") from None
+
+
+def _with_system(messages: Sequence[Mapping[str, Any]], text: str) -> list[Mapping[str, Any]]:
+    """The messages with `text` at the end of their system message, which is made if there is none."""
+    first, *rest = messages
+    if first["role"] in ("system", "developer"):
+        return [{**first, "content": f"{first['content']}\n\n{text}"}, *rest]
+    return [{"role": "system", "content": text}, first, *rest]

@@ -16,10 +16,12 @@ from typing import Annotated
 
 import typer
 import uvicorn
+from fastapi import FastAPI
 
 from ropebend.errors import RopebendError, UsageError
-from ropebend.server.app import create_app
-from ropebend.server.engine import Engine, EngineOptions
+from ropebend.server.app import MAX_BODY, create_app
+from ropebend.server.engine import Engine
+from ropebend.server.loading import EngineOptions
 
 log = logging.getLogger("ropebend.server")
 
@@ -37,6 +39,13 @@ class CacheType(str, Enum):
     q4_0 = "q4_0"
 
 
+class Pooling(str, Enum):
+    """What an embedding is made of."""
+
+    mean = "mean"
+    last = "last"
+
+
 class LogLevel(str, Enum):
     """Lowest level that is printed; debug adds an access log."""
 
@@ -47,7 +56,10 @@ class LogLevel(str, Enum):
 
 
 def serve(
-    model: Annotated[Path, typer.Argument(help="GGUF file. Layer scales in it are in effect without any flag.")],
+    model: Annotated[
+        Path,
+        typer.Argument(envvar="ROPEBEND_MODEL", help="GGUF file. Layer scales in it are in effect without any flag."),
+    ],
     host: Annotated[str, typer.Option(envvar="ROPEBEND_HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(envvar="ROPEBEND_PORT", min=0, max=65535, help="Port to listen on; 0: any free one.")
@@ -63,9 +75,28 @@ def serve(
             "if the file says so, else the trained length.",
         ),
     ] = 0,
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            "--parallel",
+            "-np",
+            envvar="ROPEBEND_PARALLEL",
+            min=1,
+            max=255,
+            help="Slots: texts computed at once, fewer than --batch-size; default 16 if that leaves room.",
+        ),
+    ] = None,
+    kv_size: Annotated[
+        int,
+        typer.Option(
+            envvar="ROPEBEND_KV_SIZE",
+            min=0,
+            help="KV cells that all slots and the cache of ended texts share; 0: as many as --ctx-size.",
+        ),
+    ] = 0,
     batch_size: Annotated[
         int,
-        typer.Option("--batch-size", "-b", envvar="ROPEBEND_BATCH_SIZE", min=1, help="Prompt tokens of one step."),
+        typer.Option("--batch-size", "-b", envvar="ROPEBEND_BATCH_SIZE", min=2, help="Tokens of one step."),
     ] = 512,
     ubatch_size: Annotated[
         int | None,
@@ -93,7 +124,7 @@ def serve(
     ] = 0,
     flash_attn: Annotated[
         bool, typer.Option("--flash-attn/--no-flash-attn", envvar="ROPEBEND_FLASH_ATTN", help="Use flash attention.")
-    ] = False,
+    ] = True,
     cache_type_k: Annotated[
         CacheType, typer.Option(envvar="ROPEBEND_CACHE_TYPE_K", help="Type of the cached keys.")
     ] = CacheType.f16,
@@ -111,6 +142,20 @@ def serve(
         list[str] | None,
         typer.Option(envvar="ROPEBEND_API_KEY", help="Key that clients must send; may be given several times."),
     ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(envvar="ROPEBEND_API_KEY_FILE", help="File with more keys, one a line; # begins a comment."),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="ROPEBEND_CORS_ORIGIN",
+            help="Let web pages of this origin ask, e.g. https://chat.example; several are possible, * is all.",
+        ),
+    ] = None,
+    max_body_size: Annotated[
+        int, typer.Option(envvar="ROPEBEND_MAX_BODY_SIZE", min=1024, help="Largest request body in bytes.")
+    ] = MAX_BODY,
     factors: Annotated[
         Path | None,
         typer.Option(envvar="ROPEBEND_FACTORS", help="factors.json with layer scales to use instead of the file's."),
@@ -118,10 +163,14 @@ def serve(
     no_scaling: Annotated[
         bool, typer.Option("--no-scaling", envvar="ROPEBEND_NO_SCALING", help="Run unscaled, whatever the file says.")
     ] = False,
+    pooling: Annotated[
+        Pooling,
+        typer.Option(envvar="ROPEBEND_POOLING", help="What an embedding is: the mean over all tokens or the last."),
+    ] = Pooling.mean,
     queue_size: Annotated[
         int,
         typer.Option(
-            envvar="ROPEBEND_QUEUE_SIZE", min=0, help="Requests that may wait while one runs; further ones get 503."
+            envvar="ROPEBEND_QUEUE_SIZE", min=0, help="Requests that may wait beside --parallel; further ones get 503."
         ),
     ] = 64,
     grace: Annotated[
@@ -139,12 +188,17 @@ def serve(
         raise UsageError("--factors and --no-scaling: expected only one of them")
     if ubatch_size is not None and ubatch_size > batch_size:
         raise UsageError(f"--ubatch-size: expected at most --batch-size {batch_size}, got {ubatch_size}")
-    if any(not key.strip() for key in api_key or []):
+    keys = [*(api_key or []), *(_keys_of(api_key_file) if api_key_file is not None else [])]
+    if any(not key.strip() for key in keys):
         raise UsageError("--api-key: expected a key, got an empty one")
+    if parallel is not None and parallel >= batch_size:
+        raise UsageError(f"--parallel: expected less than --batch-size {batch_size}, got {parallel}")
     options = EngineOptions(
         model=model,
         alias=alias,
         n_ctx=ctx_size,
+        n_cells=kv_size,
+        n_slots=parallel or min(16, batch_size - 1),
         n_batch=batch_size,
         n_ubatch=ubatch_size or min(512, batch_size),
         n_threads=threads,
@@ -154,20 +208,35 @@ def serve(
         type_v=cache_type_v.value,
         factors=factors,
         no_scaling=no_scaling,
+        pooling=pooling.value,
         queue_size=queue_size,
     )
     level = log_level.value.upper()
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
     log.setLevel(level)
-    run(options, host, port, api_key or [], grace, debug=log_level is LogLevel.debug)
-
-
-def run(options: EngineOptions, host: str, port: int, api_keys: list[str], grace: float, *, debug: bool) -> None:
-    """Listen, load and serve until a signal.  RopebendError if the port is taken, loading fails or the engine dies."""
-    listener = listen(host, port)
     engine = Engine(options, on_failure=lambda: setattr(server, "should_exit", True))
+    app = create_app(engine, keys, cors_origins=cors_origin or [], max_body=max_body_size)
+    server = make_server(app, engine, grace, debug=log_level is LogLevel.debug)
+    run(server, engine, host, port)
+
+
+def _keys_of(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as e:
+        raise RopebendError(f"{path}: {e.strerror}") from None
+    except UnicodeDecodeError:
+        raise RopebendError(f"{path}: not UTF-8 text") from None
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise RopebendError(f"{path}: expected an API key on each line, got none")
+    return keys
+
+
+def make_server(app: FastAPI, engine: Engine, grace: float, *, debug: bool) -> _Server:
+    """uvicorn around the application.  grace: seconds that open requests may go on after a signal."""
     config = uvicorn.Config(
-        create_app(engine, api_keys),
+        app,
         lifespan="off",
         log_config=None,
         log_level="debug" if debug else "warning",
@@ -175,10 +244,15 @@ def run(options: EngineOptions, host: str, port: int, api_keys: list[str], grace
         # room for the answers of the requests that `cut` ended: they take milliseconds, but not on a busy machine
         timeout_graceful_shutdown=math.ceil(grace) + 5,
     )
-    server = _Server(config, engine, grace)
+    return _Server(config, engine, grace)
+
+
+def run(server: _Server, engine: Engine, host: str, port: int) -> None:
+    """Listen, load and serve until a signal.  RopebendError if the port is taken, loading fails or the engine dies."""
+    listener = listen(host, port)
     logging.getLogger("uvicorn.error").addFilter(_is_no_cut)
     name = f"[{host}]" if ":" in host else host
-    log.info("listening on http://%s:%d, loading %s", name, listener.getsockname()[1], options.model)
+    log.info("listening on http://%s:%d, loading %s", name, listener.getsockname()[1], engine.options.model)
     engine.start()
     server.run(sockets=[listener])
     ended = engine.stop(timeout=1)

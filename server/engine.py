@@ -1,204 +1,64 @@
-"""The engine: one thread that owns the model and works through a queue of jobs.  It knows no HTTP.
+"""The engine: one thread that owns the model and works on all jobs at once.  It knows no HTTP.
 
-A job is a list of generations run one after another.  The caller's `on_event` is called in the engine's thread with
-`Piece` and `Finish` for each generation and, last, exactly one of `Done`, `Cancelled` or `Failed` for the job.
+A job is a list of requests.  The caller's `on_event` is called in the engine's thread with `Piece` (or `Embedding`)
+and `Finish` for each request and, last, exactly one of `Done`, `Cancelled` or `Failed` for the job.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass
 
-import llama_cpp
-import llama_cpp.llama_cpp as lib
-import numpy as np
-import numpy.typing as npt
-
-from ropebend import __version__
 from ropebend.errors import RopebendError
-from ropebend.model import Context, Model, scaling_for
-from ropebend.model_info import ModelInfo
-from ropebend.scaling import LayerScaling
-from ropebend.server.sampling import Sampler, Sampling
-from ropebend.server.text import TextStream
+from ropebend.model import Context, Model
+from ropebend.scaling import Plan
+from ropebend.server.jobs import Cancelled, Done, Event, Failed, Generation, Job, QueueFull, Request, Unavailable
+from ropebend.server.kv_pool import KVPool
+from ropebend.server.loading import EngineOptions, Facts, load_context, load_model
+from ropebend.server.runner import Runner, StepStats
+from ropebend.server.sampling import check_grammar
+from ropebend.server.scheduler import Scheduler, Step, Task
+from ropebend.server.writer import EmbeddingWriter, TextWriter, Writer
 
 log = logging.getLogger("ropebend.server")
 
-
-class Unavailable(RopebendError):
-    """The engine takes no job now: still loading, stopping, or stopped."""
-
-
-class QueueFull(Unavailable):
-    """As many jobs are waiting as the queue holds."""
-
-
-# ---- what goes in
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """What to load and how to run it; sizes in tokens.
-
-    alias         model id to answer to; None: the file's general.name or its stem
-    n_ctx         0: the context the scales were tested at if the file says so, else the trained one
-    n_batch       tokens of a prefill step, after which a cancelled job stops
-    n_threads     0: every core this process may use
-    n_gpu_layers  -1: all
-    factors       scales to use instead of those in the file
-    no_scaling    run unscaled
-    queue_size    jobs that may wait while one runs
-    """
-
-    model: Path
-    alias: str | None = None
-    n_ctx: int = 0
-    n_batch: int = 512
-    n_ubatch: int = 512
-    n_threads: int = 0
-    n_gpu_layers: int = 0
-    flash_attn: bool = False
-    type_k: str = "f16"
-    type_v: str = "f16"
-    factors: Path | None = None
-    no_scaling: bool = False
-    queue_size: int = 64
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One text to generate.  len(prompt) >= 1 and len(prompt) + max_tokens <= n_ctx.
-
-    n_logprobs  None: no log-probabilities; else how many of the likeliest tokens to report at each place
-    """
-
-    prompt: Sequence[int]
-    max_tokens: int
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: Sequence[str] = ()
-    n_logprobs: int | None = None
-
-
-# ---- what comes out
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """A generated token and its natural log-probability under the plain distribution (temperature 1, no filters).
-
-    piece   its bytes (of a control token its name)
-    offset  characters of the generated text before it
-    top     bytes and log-probability of the likeliest tokens, best first
-    """
-
-    piece: bytes
-    logprob: float
-    offset: int
-    top: tuple[tuple[bytes, float], ...]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """More text of generation `index`, whole characters only."""
-
-    index: int
-    text: str
-    tokens: tuple[TokenLogprob, ...] = ()
-
-
-@dataclass(frozen=True)
-class Finish:
-    """Generation `index` ended.  n_tokens: tokens generated, without the one that ended it."""
-
-    index: int
-    reason: Literal["stop", "length"]
-    n_tokens: int
-
-
-@dataclass(frozen=True)
-class Done:
-    """Every generation of the job finished."""
-
-
-@dataclass(frozen=True)
-class Cancelled:
-    """The job was cancelled by its caller."""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The job ended early; the error's text is meant for the user."""
-
-    error: RopebendError
-
-
-Event = Piece | Finish | Done | Cancelled | Failed
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the loaded model and context are; tokens unless said otherwise.
-
-    created     time of loading, seconds since 1970
-    bos, eos    text of the special tokens, "" if there is none
-    scaling     the scales in effect, or None
-    plan_hash   digest of the plan in effect, or None
-    """
-
-    id: str
-    created: int
-    path: str
-    architecture: str
-    n_params: int
-    n_vocab: int
-    n_ctx: int
-    n_ctx_train: int
-    chat_template: str | None
-    bos: str
-    eos: str
-    scaling: LayerScaling | None
-    plan_hash: str | None
-    build: str
+#: Outputs of one step, in floats: an echo's or embedding's logits come in parts, whatever the prompt's length.
+MAX_ROW_FLOATS = 2**22
 
 
 @dataclass
 class Stats:
-    """Counters since the start: jobs by their end, and tokens."""
+    """Counters since the start: jobs by their end, and prompt tokens taken from the cache."""
 
     done: int = 0
     cancelled: int = 0
     failed: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
+    cached_tokens: int = 0
 
 
-@dataclass(eq=False)  # two jobs are never the same job
-class Job:
-    """A submitted list of generations."""
+class _Plans:
+    """The plans in use, by key: "" is unscaled; dynamic-ntk has one for each bucket of lengths."""
 
-    generations: Sequence[Generation]
-    on_event: Callable[[Event], None]
-    _engine: Engine = field(repr=False)
-    cancelled: bool = False
+    def __init__(self, facts: Facts):
+        self._facts = facts
+        self.by_key: dict[str, Plan | None] = {"": None}
 
-    def cancel(self) -> None:
-        """Stop within one decode step; nothing happens if the job has ended.  Any thread may call this."""
-        self._engine._cancel(self)
-
-
-class _CancelledError(Exception):
-    """Unwinds the engine's stack when a job was cancelled."""
+    def key(self, scaled: bool, length: int) -> str:
+        """The key of a request that may reach `length` tokens."""
+        scaling = self._facts.scaling
+        if not scaled or scaling is None:
+            return ""
+        plan = scaling.plan(length)
+        return plan.hash if self.by_key.setdefault(plan.hash, plan) else ""
 
 
 class Engine:
-    """Loads a model in its own thread and runs jobs one at a time, first come first served.
+    """Loads a model in its own thread and runs jobs, many at once.
 
     on_failure is called in that thread when loading failed or the thread crashed; `failure` then says why.
     Everything but `start` may be called from any thread.
@@ -212,9 +72,13 @@ class Engine:
         self._facts: Facts | None = None
         self._model: Model | None = None
         self._context: Context | None = None
+        self._scheduler: Scheduler | None = None
+        self._runner: Runner | None = None
+        self._plans: _Plans | None = None
         self._lock = threading.Condition()
-        self._queue: deque[Job] = deque()
-        self._running: Job | None = None
+        self._inbox: deque[Job] = deque()
+        self._open: dict[Job, list[Task]] = {}
+        self._attention = False  # a job was cancelled
         self._stopping = False
         # daemon: a long decode must not keep a stopped process alive
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
@@ -231,31 +95,56 @@ class Engine:
         return self._facts
 
     @property
-    def n_queued(self) -> int:
-        """Jobs waiting."""
-        return len(self._queue)
+    def n_open(self) -> int:
+        """Jobs that have not ended."""
+        return len(self._inbox) + len(self._open)
 
     @property
-    def n_running(self) -> int:
-        """Jobs being worked on: 0 or 1."""
-        return int(self._running is not None)
+    def step_stats(self) -> StepStats:
+        """Where tokens and time went."""
+        return self._runner.stats if self._runner is not None else StepStats()
 
-    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
-        """Tokens of `text`, control tokens recognised; add_special: BOS and EOS as the model wants them."""
+    @property
+    def scheduler(self) -> Scheduler:
+        """The scheduler, to look at: its slots and its pool change while the engine's thread runs."""
+        if self._scheduler is None:
+            raise Unavailable("the model is not loaded")
+        return self._scheduler
+
+    @property
+    def model(self) -> Model:
+        """The model, for its vocabulary."""
         if self._model is None:
             raise Unavailable("the model is not loaded")
-        return self._model.tokenize(text, add_special=add_special, parse_special=True)
+        return self._model
 
-    def submit(self, generations: Sequence[Generation], on_event: Callable[[Event], None]) -> Job:
-        """Queue a job.  Raises QueueFull, or Unavailable if the engine is loading, stopping or stopped."""
-        job = Job(generations, on_event, self)
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Tokens of `text`; add_special: BOS and EOS as the model wants them; parse_special: control tokens in it."""
+        return self.model.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = True) -> str:
+        """Text of tokens; special: with the names of control tokens."""
+        return self.model.detokenize(tokens, special=special)
+
+    def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """The bytes of each token."""
+        return [self.model.piece(t, special=True) for t in tokens]
+
+    def check_grammar(self, grammar: str) -> None:
+        """Raise RopebendError unless llama.cpp can read this GBNF."""
+        check_grammar(grammar, self.model.vocab)
+
+    def submit(self, requests: Sequence[Request], on_event: Callable[[Event], None], *, stream: bool = True) -> Job:
+        """Start a job.  Raises QueueFull, or Unavailable if the engine is loading, stopping or stopped."""
+        job = Job(requests, on_event, stream, self._notice)
         with self._lock:
             if self._facts is None or self._stopping:
                 default = "the server is shutting down" if self._stopping else "the model is not loaded"
                 raise Unavailable(self.failure or default)
-            if self.n_queued + self.n_running > self.options.queue_size:
-                raise QueueFull(f"{self.n_queued} requests are waiting already, the queue holds no more")
-            self._queue.append(job)
+            n_waiting = self.n_open - self.options.n_slots
+            if n_waiting >= self.options.queue_size:
+                raise QueueFull(f"{max(n_waiting, 0)} requests are waiting already, the queue holds no more")
+            self._inbox.append(job)
             self._lock.notify()
         return job
 
@@ -263,11 +152,7 @@ class Engine:
         """End every job with `Failed` and take no more; the thread ends after the decode it is in."""
         with self._lock:
             self._stopping = True
-            waiting = list(self._queue)
-            self._queue.clear()
             self._lock.notify()
-        for job in waiting:
-            self._end(job, Failed(Unavailable("the server is shutting down")))
 
     def stop(self, timeout: float) -> bool:
         """`cut`, then wait up to `timeout` seconds for the thread; True if it has ended."""
@@ -276,29 +161,17 @@ class Engine:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def _cancel(self, job: Job) -> None:
+    def _notice(self) -> None:
         with self._lock:
-            job.cancelled = True
-            if job not in self._queue:
-                return  # running: the thread sees the flag; ended: nothing to do
-            self._queue.remove(job)
-        self._end(job, Cancelled())
-
-    def _end(self, job: Job, event: Done | Cancelled | Failed) -> None:
-        with self._lock:  # ends come from several threads
-            if isinstance(event, Done):
-                self.stats.done += 1
-            elif isinstance(event, Cancelled):
-                self.stats.cancelled += 1
-            else:
-                self.stats.failed += 1
-        job.on_event(event)
+            self._attention = True
+            self._lock.notify()
 
     # ---- the thread's side
 
     def _main(self) -> None:
+        end: RopebendError = Unavailable("the server is shutting down")
         try:
-            self._facts = self._load()
+            self._load()
             log.info("ready")
             self._work()
         except RopebendError as e:
@@ -307,10 +180,11 @@ class Engine:
             log.debug("the engine crashed", exc_info=True)
             self.failure = f"the engine crashed: {type(e).__name__}: {e}"
         finally:
-            running = self._running
             self.cut()
-            if running is not None:
-                self._end(running, Failed(RopebendError(self.failure or "the engine ended")))
+            if self.failure is not None:
+                end = RopebendError(self.failure)
+            for job in (*self._open, *self._inbox):
+                self._end(job, Failed(end))
             if self._context is not None:
                 self._context.close()
             if self._model is not None:
@@ -318,175 +192,114 @@ class Engine:
             if self.failure is not None:
                 self._on_failure()
 
-    def _load(self) -> Facts:
+    def _load(self) -> None:
         o = self.options
-        if o.n_gpu_layers != 0 and not lib.llama_supports_gpu_offload():
-            log.warning("this build of llama.cpp has no GPU support: --n-gpu-layers has no effect")
-        self._model = model = Model(o.model, n_gpu_layers=o.n_gpu_layers)
-        info = model.info
-        if lib.llama_model_has_encoder(model.handle):
-            raise RopebendError(f"{info.path}: {info.architecture} has an encoder; only decoder-only models are served")
-        scaling = None if o.no_scaling else scaling_for(info, o.factors)
-        n_ctx, why = choose_n_ctx(o.n_ctx, info, scaling)
-        self._context = context = Context(
-            model,
-            n_ctx=n_ctx,
-            n_batch=o.n_batch,
-            n_ubatch=o.n_ubatch,
-            n_threads=o.n_threads,
-            flash_attn=o.flash_attn,
-            type_k=o.type_k,
-            type_v=o.type_v,
-            scaling=scaling,
-        )
-        facts = Facts(
-            id=o.alias or info.name,
-            created=int(time.time()),
-            path=info.path,
-            architecture=info.architecture,
-            n_params=int(lib.llama_model_n_params(model.handle)),
-            n_vocab=model.n_vocab,
-            n_ctx=n_ctx,
-            n_ctx_train=info.n_ctx_train,
-            chat_template=model.chat_template,
-            bos=_special(model, model.bos_token),
-            eos=_special(model, model.eos_token),
-            scaling=context.scaling,
-            plan_hash=context.plan.hash if context.plan is not None else None,
-            build=f"ropebend {__version__}, llama-cpp-python {llama_cpp.__version__}",
-        )
-        size = f"{info.n_layer} layers, {facts.n_params:,} parameters"
-        log.info("model %s: %s, %s", facts.id, info.architecture, size)
-        log.info("layer scales: %s", describe_scaling(scaling, o, info))
-        log.info("context: %s", describe_context(n_ctx, why, info, scaling))
-        return facts
+        self._model = load_model(o)
+        self._context, facts = load_context(self._model, o)
+        n_rows = max(1, min(self._context.n_batch, MAX_ROW_FLOATS // facts.n_vocab))
+        pool = KVPool(self._context, facts.n_cells, facts.n_seqs, sharing=facts.shares_prefixes)
+        self._scheduler = Scheduler(pool, facts.n_slots, self._context.n_batch, n_rows)
+        self._plans = _Plans(facts)
+        self._runner = Runner(self._context, self._plans.by_key)
+        self._facts = facts
 
     def _work(self) -> None:
+        scheduler = self.scheduler
         while True:
             with self._lock:
-                while not self._queue and not self._stopping:
+                while not (self._inbox or self._attention or self._stopping or scheduler.busy):
                     self._lock.wait()
                 if self._stopping:
                     return
-                job = self._running = self._queue.popleft()
-            end: Done | Cancelled | Failed = Done()
+                new = list(self._inbox)
+                self._inbox.clear()
+                self._open.update((job, []) for job in new)
+                look, self._attention = self._attention, False
+            for job in new:
+                self._begin(job)
+            if look:
+                for job in [j for j in self._open if j.cancelled]:
+                    log.info("cancelled")
+                    self._abandon(job, Cancelled())
+            started = time.perf_counter()
+            step = scheduler.next_step()
+            if step is not None:
+                self._run(step)
+                self.step_stats.seconds += time.perf_counter() - started
+
+    def _begin(self, job: Job) -> None:
+        assert self._plans is not None
+        for index, r in enumerate(job.requests):
+            n_max = len(r.prompt) + (r.max_tokens if isinstance(r, Generation) else 0)
             try:
-                for index, generation in enumerate(job.generations):
-                    self._generate(job, index, generation)
-            except _CancelledError:
-                end = Cancelled()
-                log.info("cancelled")
+                writer = self._writer(job, index, r)
             except RopebendError as e:
-                end = Failed(e)
-                log.error("request failed: %s", e)
-            # First free the place, then tell: who sees the end may submit the next job.
-            self._running = None
-            self._end(job, end)
+                self._abandon(job, Failed(e))
+                return
+            key = self._plans.key(r.scaled, n_max)
+            task = Task(job, key, array("i", r.prompt), n_max, writer.all_rows, writer.wants_embeddings, writer)
+            self._open[job].append(task)
+            self.scheduler.add(task)
 
-    def _check(self, job: Job) -> None:
-        if job.cancelled:
-            raise _CancelledError
-        if self._stopping:
-            raise Unavailable("the server is shutting down")
+    def _writer(self, job: Job, index: int, request: Request) -> Writer:
+        if isinstance(request, Generation):
+            return TextWriter(job, index, request, self.model)
+        assert self._facts is not None
+        return EmbeddingWriter(job, index, request, self._facts.n_embd)
 
-    def _generate(self, job: Job, index: int, g: Generation) -> None:
-        context, model = self._context, self._model
-        assert context is not None
-        assert model is not None
-        started = time.monotonic()
-        context.clear()
-        for start in range(0, len(g.prompt), context.n_batch):
-            self._check(job)
-            context.decode(g.prompt[start : start + context.n_batch], start)
-        self.stats.prompt_tokens += len(g.prompt)
-        prefilled = time.monotonic()
-
-        text = TextStream(g.stop)
-        untold: deque[TokenLogprob] = deque()  # tokens whose text is held back
-
-        def tell(piece: str, everything: bool = False) -> None:
-            tokens = []
-            while untold and (everything or untold[0].offset < text.n_sent):
-                tokens.append(untold.popleft())
-            if piece or tokens:
-                job.on_event(Piece(index, piece, tuple(tokens)))
-
-        n, token = 0, -1
-        reason: Literal["stop", "length"] = "stop"
-        sampler = Sampler(g.sampling, model.n_vocab, context.n_ctx)
+    def _run(self, step: Step) -> None:
+        assert self._runner is not None
         try:
-            while True:
-                self._check(job)
-                if n > 0:
-                    context.decode([token], len(g.prompt) + n - 1)
-                token = sampler.sample(context.handle)
-                logits = context.logits()
-                if math.isnan(logits[token]):
-                    raise RopebendError("the model computed logits that are not numbers")
-                if model.is_eog(token):
-                    break
-                n += 1
-                self.stats.generated_tokens += 1
-                if g.n_logprobs is not None:
-                    untold.append(_token_logprob(model, token, logits, g.n_logprobs, text.n_decoded))
-                tell(text.feed(model.piece(token)))
-                if text.stopped:
-                    break
-                if n == g.max_tokens:
-                    reason = "length"
-                    break
-        finally:
-            sampler.close()
-        rest = text.feed(b"", final=True)
-        # Tokens of a stop string have no text in the answer, so they have no place in its log-probabilities.
-        tell(rest, everything=not text.stopped)
-        job.on_event(Finish(index, reason, n))
+            ended, failed = self._runner.run(step)
+        except RopebendError as e:
+            log.error("request failed: %s", e)
+            for job in {c.task.group: None for c in step.chunks}:
+                self._abandon(job, Failed(e))
+            return
+        for task in ended:
+            self._finish(task)
+        for task, error in failed:
+            log.error("request failed: %s", error)
+            self._abandon(task.group, Failed(error))
+
+    def _finish(self, task: Task) -> None:
+        job: Job = task.group
+        if task not in self._open.get(job, ()):
+            return  # another request of the job failed in the same step
+        writer: Writer = task.owner
+        self.scheduler.finish(task)
+        writer.close()
+        n_cached = max(task.n_cached, 0)
+        self.stats.cached_tokens += n_cached
+        ending = writer.ending(n_cached)
+        job.on_event(ending)
         log.info(
-            "%d prompt tokens in %.2f s, %d generated in %.2f s (%s)",
-            len(g.prompt), prefilled - started, n, time.monotonic() - prefilled, reason,
+            "%d prompt tokens (%d of them cached), %d generated in %.2f s (%s)",
+            len(writer.request.prompt), n_cached, ending.n_tokens, time.monotonic() - writer.started, ending.reason,
         )  # fmt: skip
+        self._open[job].remove(task)
+        if not self._open[job]:
+            self._end(job, Done())
 
+    def _abandon(self, job: Job, event: Cancelled | Failed) -> None:
+        """End a job early.  What was computed stays cached, unless it may be what failed."""
+        if job not in self._open:
+            return
+        for task in self._open[job]:
+            if isinstance(event, Failed):
+                self.scheduler.discard(task)
+            else:
+                self.scheduler.finish(task)
+            task.owner.close()
+        self._end(job, event)
 
-def _special(model: Model, token: int) -> str:
-    return model.piece(token, special=True).decode(errors="replace") if token >= 0 else ""
-
-
-def _token_logprob(model: Model, token: int, logits: npt.NDArray[np.float32], n_top: int, offset: int) -> TokenLogprob:
-    x = logits.astype(np.float64)
-    x -= x.max()
-    x -= math.log(np.exp(x).sum())
-    x = np.maximum(x, -9999.0)  # OpenAI's number for what JSON cannot say: minus infinity
-    # stable: of equal logits the lower token id comes first, as in greedy sampling
-    best = np.argsort(-x, kind="stable")[:n_top]
-    top = tuple((model.piece(int(t), special=True), float(x[t])) for t in best)
-    return TokenLogprob(model.piece(token, special=True), float(x[token]), offset, top)
-
-
-def choose_n_ctx(asked: int, info: ModelInfo, scaling: LayerScaling | None) -> tuple[int, str]:
-    """Context size in tokens, and why: `asked` if given, else what the scales were tested at, else the trained one."""
-    if asked:
-        return asked, "as asked"
-    tested = scaling.provenance.get("n_ctx") if scaling is not None else None
-    if type(tested) is int and tested > 0:
-        return tested, "what the scales were tested at"
-    return info.n_ctx_train, "what the model was trained at"
-
-
-def describe_scaling(scaling: LayerScaling | None, o: EngineOptions, info: ModelInfo) -> str:
-    """One line for the log: which scales are in effect and where they come from."""
-    if scaling is None:
-        off = o.no_scaling and info.scaling is not None
-        return "off (--no-scaling), although the file carries some" if off else "none"
-    low, high = min(scaling.layer_scale), max(scaling.layer_scale)
-    rope = scaling.rope
-    method = f", times {rope.method} {rope.factor:g}" if rope.method != "none" else ""
-    return f"{low:g} to {high:g}{method}, from {o.factors or 'the model file'}"
-
-
-def describe_context(n_ctx: int, why: str, info: ModelInfo, scaling: LayerScaling | None) -> str:
-    """One line for the log: the size, why, and plainly whether it goes beyond the training."""
-    line = f"{n_ctx} tokens ({why})"
-    if n_ctx <= info.n_ctx_train:
-        return line
-    help_ = "the layer scales stretch it" if scaling is not None else "nothing stretches it, expect worse answers there"
-    return f"{line}, {n_ctx / info.n_ctx_train:.3g} times the {info.n_ctx_train} the model was trained at: {help_}"
+    def _end(self, job: Job, event: Done | Cancelled | Failed) -> None:
+        with self._lock:
+            self._open.pop(job, None)
+        if isinstance(event, Done):
+            self.stats.done += 1
+        elif isinstance(event, Cancelled):
+            self.stats.cancelled += 1
+        else:
+            self.stats.failed += 1
+        job.on_event(event)

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ctypes
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
+import numpy as np
+import numpy.typing as npt
+
+from ropebend.errors import RopebendError
+from ropebend.native import captured_log
 
 #: llama.cpp reads this seed as "draw one yourself".
 _RANDOM_SEED = 0xFFFFFFFF
 
 #: Colder than this is greedy: the limit is the same and dividing logits by it could overflow float32.
 _COLDEST = 1e-4
+
+#: Tokens that `repeat_penalty` looks back, as in llama-server.
+REPEAT_LAST_N = 64
+
+_TOKEN_DATA = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])  # llama_token_data
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,9 @@ class Sampling:
     seed               any integer; the same seed gives the same tokens
     frequency_penalty  subtracted from a logit for each time the token was generated (the prompt does not count)
     presence_penalty   subtracted once if the token was generated
+    repeat_penalty     divides the logits of the last 64 tokens, the prompt's included; 1 is off
     logit_bias         token id → number added to its logit
+    grammar            GBNF that the text must follow, or None
     """
 
     temperature: float = 1.0
@@ -35,26 +48,48 @@ class Sampling:
     seed: int = 0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    repeat_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    grammar: str | None = None
+
+    @property
+    def is_argmax(self) -> bool:
+        """True if the next token is simply the one with the largest logit."""
+        plain = not (self.frequency_penalty or self.presence_penalty or self.logit_bias or self.grammar)
+        return self.temperature < _COLDEST and plain and self.repeat_penalty == 1.0
 
 
 class Sampler:
     """The chain of one generation, in llama.cpp's order: bias, penalties, top-k, top-p, min-p, temperature.
 
-    n_vocab, n_ctx: of the context it samples from (tokens).  Must be closed.
+    vocab: ``llama_vocab *``; max_tokens: that will be sampled; prompt: tokens before them.
+    RopebendError if llama.cpp cannot read the grammar.  Must be closed.
     """
 
-    def __init__(self, s: Sampling, n_vocab: int, n_ctx: int):
+    def __init__(self, s: Sampling, vocab: Any, max_tokens: int = 1, prompt: Sequence[int] = ()):
+        self._n_vocab = n_vocab = int(lib.llama_vocab_n_tokens(vocab))
         params = lib.llama_sampler_chain_default_params()
         params.no_perf = True
+        self._grammar: Any = None
         self._chain: Any = lib.llama_sampler_chain_init(params)
+        if s.grammar is not None:
+            with captured_log():
+                self._grammar = lib.llama_sampler_init_grammar(vocab, s.grammar.encode(), b"root")
+            if not self._grammar:
+                self.close()
+                raise RopebendError("llama.cpp cannot read the grammar")
         if s.logit_bias:
             n = len(s.logit_bias)
             biases = (lib.llama_logit_bias * n)(*s.logit_bias.items())
             self._add(lib.llama_sampler_init_logit_bias(n_vocab, n, biases))
+        if s.repeat_penalty != 1.0:
+            repeat = lib.llama_sampler_init_penalties(n_vocab, REPEAT_LAST_N, s.repeat_penalty, 0.0, 0.0)
+            for token in prompt[-REPEAT_LAST_N:]:
+                lib.llama_sampler_accept(repeat, token)
+            self._add(repeat)
         if s.frequency_penalty or s.presence_penalty:
-            # 1.0: the repeat penalty, which the OpenAI API does not have, is off
-            self._add(lib.llama_sampler_init_penalties(n_vocab, n_ctx, 1.0, s.frequency_penalty, s.presence_penalty))
+            penalties = (1.0, s.frequency_penalty, s.presence_penalty)
+            self._add(lib.llama_sampler_init_penalties(n_vocab, max_tokens, *penalties))
         if s.temperature < _COLDEST:
             self._add(lib.llama_sampler_init_greedy())
             return
@@ -67,12 +102,56 @@ class Sampler:
     def _add(self, sampler: Any) -> None:
         lib.llama_sampler_chain_add(self._chain, sampler)  # the chain owns it from here on
 
-    def sample(self, context: Any) -> int:
-        """Choose a token from the last logits of a ``llama_context *`` and count it for the penalties."""
-        return int(lib.llama_sampler_sample(self._chain, context, -1))
+    def sample(self, context: Any, i: int, logits: npt.NDArray[np.float32]) -> int:
+        """Choose a token from the logits of the i-th token of the last batch, and count it for the penalties.
+
+        context: ``llama_context *``; logits: the same logits, float32 [n_vocab].
+        """
+        if self._grammar is None:
+            return int(lib.llama_sampler_sample(self._chain, context, i))
+        # As llama.cpp's own programs do: asking the grammar about one token is cheap, about all of them is not.
+        token = self._choose(self._candidates(logits))
+        if not self._allows(token):
+            candidates = self._candidates(logits)
+            array = _as_array(candidates)
+            lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
+            token = self._choose(candidates)
+            if not self._allows(token):
+                raise RopebendError("the grammar allows no token of this model's vocabulary here")
+        lib.llama_sampler_accept(self._grammar, token)
+        lib.llama_sampler_accept(self._chain, token)
+        return token
+
+    def _candidates(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        out = np.zeros(self._n_vocab, _TOKEN_DATA)
+        out["id"] = np.arange(self._n_vocab)
+        out["logit"] = logits
+        return out
+
+    def _choose(self, candidates: npt.NDArray[Any]) -> int:
+        array = _as_array(candidates)
+        lib.llama_sampler_apply(self._chain, ctypes.byref(array))
+        return int(array.data[array.selected].id)
+
+    def _allows(self, token: int) -> bool:
+        one = np.array([(token, 1.0, 0.0)], _TOKEN_DATA)
+        array = _as_array(one)
+        lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        return bool(np.isfinite(one["logit"][0]))
 
     def close(self) -> None:
         """Free the chain."""
-        if self._chain:
-            lib.llama_sampler_free(self._chain)
-            self._chain = None
+        for sampler in (self._chain, self._grammar):
+            if sampler:
+                lib.llama_sampler_free(sampler)
+        self._chain = self._grammar = None
+
+
+def _as_array(candidates: npt.NDArray[Any]) -> Any:
+    data = candidates.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
+    return lib.llama_token_data_array(data, len(candidates), -1, False)
+
+
+def check_grammar(grammar: str, vocab: Any) -> None:
+    """Raise RopebendError unless llama.cpp can read this GBNF."""
+    Sampler(Sampling(grammar=grammar), vocab).close()

@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from ropebend.server.app import create_app
-from ropebend.server.engine import Engine, EngineOptions
+from ropebend.server.engine import Engine
+from ropebend.server.loading import EngineOptions
 
 
 def ask(api_keys: tuple[str, ...], method: str, path: str, **more: Any) -> httpx.Response:

@@ -10,24 +10,13 @@ from typing import Any
 import pytest
 
 from ropebend.errors import RopebendError
-from ropebend.model import CACHE_TYPES, Context, Model
+from ropebend.model import CACHE_TYPES, Batch, Context, Model
 from ropebend.scaling import LayerScaling
 from ropebend.server.cli import CacheType
-from ropebend.server.engine import (
-    Cancelled,
-    Done,
-    Engine,
-    EngineOptions,
-    Event,
-    Failed,
-    Finish,
-    Generation,
-    Piece,
-    QueueFull,
-    Unavailable,
-    choose_n_ctx,
-    describe_context,
-)
+from ropebend.server.engine import Engine
+from ropebend.server.jobs import Cancelled, Done, Event, Failed, Finish, Generation, Piece, QueueFull, Unavailable
+from ropebend.server.loading import EngineOptions, choose_n_ctx, describe_context
+from ropebend.server.runner import Runner
 from ropebend.server.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
@@ -75,11 +64,15 @@ def test_every_cache_type_can_be_chosen() -> None:
 def test_events_of_a_job(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     events = run(engine, Generation(PROMPT, 3, GREEDY), Generation(PROMPT, 2, GREEDY))
-    assert [e for e in events if not isinstance(e, Piece)] == [Finish(0, "length", 3), Finish(1, "length", 2), Done()]
+    assert [e for e in events if not isinstance(e, Piece)] == [
+        Finish(0, "length", 3),
+        Finish(1, "length", 2, n_cached=2),
+        Done(),
+    ]
     assert text_of(events, 0).startswith(text_of(events, 1))
     assert engine.stats.done == 1
-    assert engine.stats.prompt_tokens == 6
-    assert engine.stats.generated_tokens == 5
+    steps = engine.step_stats
+    assert (steps.prompt_tokens, engine.stats.cached_tokens, steps.generated_tokens) == (4, 2, 5)
 
 
 def test_the_same_seed_gives_the_same_text(make_engine: Callable[..., Engine]) -> None:
@@ -128,51 +121,52 @@ def test_cancelled_after_the_step_it_is_in(make_engine: Callable[..., Engine]) -
 def test_cancelled_between_prefill_steps(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine(n_batch=16, n_ubatch=16)
     steps, ended, started = [], threading.Event(), threading.Event()
-    decode = Context.decode
+    run_batch = Context.run
 
-    def counted(self: Context, tokens: list[int], pos: int) -> None:
+    def counted(self: Context, batch: Batch, n: int) -> None:
         started.wait(60)
-        decode(self, tokens, pos)
-        steps.append((len(tokens), pos))
+        steps.append((n, int(batch.pos[0])))
+        run_batch(self, batch, n)
         if len(steps) == 2:
             job.cancel()
 
-    monkeypatch.setattr(Context, "decode", counted)
+    monkeypatch.setattr(Context, "run", counted)
     job = engine.submit([Generation([40] * 100, 100, GREEDY)], lambda _: ended.set())
     started.set()
     assert ended.wait(60)
     assert steps == [(16, 0), (16, 16)]
 
 
-def test_queue_limit_order_and_cancelling_a_waiting_job(make_engine: Callable[..., Engine]) -> None:
-    engine = make_engine(queue_size=2)
-    hold, log, ended = threading.Event(), [], threading.Event()
+def test_queue_limit_and_cancelling_a_waiting_job(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(queue_size=2, n_slots=1)
+    hold, log, ended, running = threading.Event(), [], threading.Event(), threading.Event()
 
     def job(name: str) -> Callable[[Event], None]:
         def on_event(event: Event) -> None:
             if isinstance(event, Piece):
+                running.set()
                 hold.wait(60)
                 return
             if isinstance(event, Done | Cancelled):
                 log.append((name, type(event)))
-                if name == "d":
+                if name == "c":
                     ended.set()
 
         return on_event
 
     one = [Generation(PROMPT, 1, GREEDY)]
     engine.submit(one, job("a"))
+    assert running.wait(60)
     b = engine.submit(one, job("b"))
     engine.submit(one, job("c"))
-    assert engine.n_running + engine.n_queued == 3
-    with pytest.raises(QueueFull, match="the queue holds no more"):
+    assert engine.n_open == 3
+    with pytest.raises(QueueFull, match="2 requests are waiting already"):
         engine.submit(one, job("x"))
     b.cancel()
     b.cancel()  # once more does nothing
-    engine.submit(one, job("d"))
     hold.set()
     assert ended.wait(60)
-    assert log == [("b", Cancelled), ("a", Done), ("c", Done), ("d", Done)]
+    assert log == [("a", Done), ("b", Cancelled), ("c", Done)]
 
 
 def test_a_failing_request_leaves_the_engine_alive(
@@ -184,7 +178,7 @@ def test_a_failing_request_leaves_the_engine_alive(
         raise RopebendError("llama_decode: failed with status -3")
 
     with monkeypatch.context() as m:
-        m.setattr(Context, "decode", fail)
+        m.setattr(Context, "run", fail)
         (event,) = run(engine, Generation(PROMPT, 3, GREEDY))
     assert isinstance(event, Failed)
     assert "status -3" in str(event.error)
@@ -196,13 +190,13 @@ def test_logits_that_are_not_numbers_are_an_error(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine()
-    decode = Context.decode
+    run_batch = Context.run
 
-    def poisoned(self: Context, tokens: list[int], pos: int) -> None:
-        decode(self, tokens, pos)
+    def poisoned(self: Context, batch: Batch, n: int) -> None:
+        run_batch(self, batch, n)
         self.logits()[:] = float("nan")
 
-    monkeypatch.setattr(Context, "decode", poisoned)
+    monkeypatch.setattr(Context, "run", poisoned)
     (event,) = run(engine, Generation(PROMPT, 3, GREEDY))
     assert isinstance(event, Failed)
     assert "not numbers" in str(event.error)
@@ -216,7 +210,7 @@ def test_a_crash_ends_every_job_and_is_reported(models: dict[str, Path], monkeyp
         hold.wait(60)
         raise ZeroDivisionError("boom")
 
-    monkeypatch.setattr("ropebend.server.engine.Engine._generate", crash)
+    monkeypatch.setattr(Runner, "run", crash)
     engine.start()
     while engine.facts is None:
         failed.wait(0.005)
@@ -249,7 +243,7 @@ def test_cut_ends_the_running_and_the_waiting(make_engine: Callable[..., Engine]
     hold.set()
     assert engine.stop(60)
     got = [events.get(timeout=60) for _ in range(3)]
-    assert [(name, type(e)) for name, e in got] == [("a", Piece), ("b", Failed), ("a", Failed)]
+    assert [(name, type(e)) for name, e in got] == [("a", Piece), ("a", Failed), ("b", Failed)]
     with pytest.raises(Unavailable, match="shutting down"):
         engine.submit([Generation(PROMPT, 1)], on_event)
 

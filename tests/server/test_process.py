@@ -85,7 +85,7 @@ def test_a_signal_lets_open_requests_finish(start: Callable[..., Server], models
 def test_after_the_grace_requests_are_cut_with_an_error_event(
     start: Callable[..., Server], models: dict[str, Path]
 ) -> None:
-    server = start(models["plain"], "--grace", "0", "--queue-size", "0").wait_until_ready()
+    server = start(models["plain"], "--grace", "0", "--queue-size", "0", "--parallel", "1").wait_until_ready()
     with (
         httpx.Client(base_url=server.url, timeout=60) as http,
         http.stream("POST", "/v1/completions", json=LONG) as answer,
@@ -138,7 +138,7 @@ def test_a_client_that_does_not_read_is_cut_after_the_grace(
 
 
 def test_a_crash_of_the_engine_ends_the_process(start: Callable[..., Server], models: dict[str, Path]) -> None:
-    patch = "import ropebend.server.engine as e\ne.Engine._generate = lambda *_: 1 / 0"
+    patch = "import ropebend.server.runner as e\ne.Runner.run = lambda *_: 1 / 0"
     server = start(models["plain"], patch=patch).wait_until_ready()
     answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"}, timeout=60)
     assert answer.status_code == 500

@@ -21,9 +21,9 @@ def draw(context: Context, logits: dict[int, float], n: int, sampling: Sampling)
     context.logits()[:] = -50.0
     for token, value in logits.items():
         context.logits()[token] = value
-    sampler = Sampler(sampling, context.model.n_vocab, context.n_ctx)
+    sampler = Sampler(sampling, context.model.vocab, n)
     try:
-        return [sampler.sample(context.handle) for _ in range(n)]
+        return [sampler.sample(context.handle, -1, context.logits()) for _ in range(n)]
     finally:
         sampler.close()
 

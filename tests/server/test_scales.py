@@ -57,7 +57,7 @@ def logprob(logits: list[float], token: int) -> float:
 
 def test_the_scales_in_the_file_are_in_effect(start: Callable[..., Server], models: dict[str, Path]) -> None:
     path = models["scaled"]
-    scaled = start(path).wait_until_ready()
+    scaled = start(path, "--no-flash-attn").wait_until_ready()
     text, first, props = served(scaled, path)
     assert props["layer_scale"] == list(SCALES)
     assert props["rope"] == {"method": "none", "factor": 1.0, "original_context": None}
@@ -69,7 +69,7 @@ def test_the_scales_in_the_file_are_in_effect(start: Callable[..., Server], mode
     assert "layer scales: 1 to 3, from the model file" in scaled.log
     assert "1024 tokens (what the scales were tested at), 4 times the 256 the model was trained at" in scaled.log
 
-    plain = start(path, "--no-scaling", "-c", "512").wait_until_ready()
+    plain = start(path, "--no-scaling", "-c", "512", "--no-flash-attn").wait_until_ready()
     plain_text, plain_first, plain_props = served(plain, path)
     assert plain_props["layer_scale"] is None
     assert plain_props["rope"] is None
@@ -95,7 +95,8 @@ def test_factors_replace_the_scales_in_the_file(
     factors = tmp_path / "factors.json"
     scaling = LayerScaling((2.0, 1.25, 1.0), "llama")
     factors.write_text(json.dumps(scaling.to_json()))
-    server = start(models["scaled"], env={"ROPEBEND_FACTORS": str(factors), "ROPEBEND_CTX_SIZE": "512"})
+    env = {"ROPEBEND_FACTORS": str(factors), "ROPEBEND_CTX_SIZE": "512", "ROPEBEND_FLASH_ATTN": "0"}
+    server = start(models["scaled"], env=env)
     text, first, props = served(server.wait_until_ready(), models["scaled"])
     assert props["layer_scale"] == [2.0, 1.25, 1.0]
     assert server.stop() == 0

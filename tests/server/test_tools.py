@@ -1,0 +1,200 @@
+"""Tools, response formats and grammars: over HTTP where the model is made to obey, and the parser by itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ropebend.errors import RopebendError
+from ropebend.server import grammars
+from ropebend.server.chat import ChatTemplate
+from ropebend.server.tools import Call, ToolStream, parse
+
+from .conftest import EXACT, Server
+
+MESSAGES = [{"role": "user", "content": "the dog"}]
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"unit": {"enum": ["C", "F"]}, "rain": {"type": "boolean"}},
+            "required": ["unit", "rain"],
+            "additionalProperties": False,
+        },
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+
+ASK: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "seed": 1, "max_tokens": 90}
+
+
+@pytest.fixture(scope="module")
+def client(start: Callable[..., Server], models: dict[str, Path]) -> Iterator[openai.OpenAI]:
+    """The descriptions of the tools are longer than the model's trained context: a byte is a token."""
+    server = start(models["plain"], *EXACT, "-c", "1024").wait_until_ready()
+    with server.client() as client:
+        yield client
+    assert server.stop() == 0
+
+
+@pytest.fixture(params=[False, True], ids=["whole", "streamed"])
+def ask(request: pytest.FixtureRequest, client: openai.OpenAI) -> Any:
+    """Ask for a choice as (content, calls as (name, arguments), finish_reason)."""
+
+    def run(**more: Any) -> tuple[str | None, list[tuple[str, str]], str]:
+        if not request.param:
+            choice = client.chat.completions.create(**ASK, **more).choices[0]
+            calls = choice.message.tool_calls or []
+            assert all(c.id.startswith("call_") for c in calls)
+            return (
+                choice.message.content,
+                [(c.function.name, c.function.arguments) for c in calls],
+                choice.finish_reason,
+            )
+        text, streamed, reason = "", {}, ""
+        for chunk in client.chat.completions.create(**ASK, **more, stream=True):
+            choice = chunk.choices[0]
+            text += choice.delta.content or ""
+            for c in choice.delta.tool_calls or []:
+                streamed[c.index] = (c.function.name, c.function.arguments)
+            reason = choice.finish_reason or reason
+        return text or None, [streamed[i] for i in sorted(streamed)], reason
+
+    return run
+
+
+def test_a_required_tool_is_called_with_arguments_of_its_schema(ask: Any) -> None:
+    content, ((name, arguments),), reason = ask(tools=[WEATHER], tool_choice="required")
+    assert (content, name, reason) == (None, "weather", "tool_calls")
+    got = json.loads(arguments)
+    assert got["unit"] in ("C", "F")
+    assert isinstance(got["rain"], bool)
+    assert len(got) == 2
+
+
+def test_a_named_tool_is_called(ask: Any) -> None:
+    choice = {"type": "function", "function": {"name": "weather"}}
+    _, ((name, _),), reason = ask(tools=[CLOCK, WEATHER], tool_choice=choice)
+    assert (name, reason) == ("weather", "tool_calls")
+
+
+@pytest.mark.parametrize("choice", ["auto", "none"])
+def test_a_model_that_calls_nothing_just_answers(ask: Any, choice: str) -> None:
+    content, calls, reason = ask(tools=[CLOCK], tool_choice=choice)
+    assert content
+    assert (calls, reason) == ([], "length")
+
+
+def test_a_call_and_its_result_can_be_sent_back(client: openai.OpenAI) -> None:
+    first = client.chat.completions.create(**ASK, tools=[WEATHER], tool_choice="required")
+    call = (first.choices[0].message.tool_calls or [])[0]
+    history = [*MESSAGES, first.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "sun"}]
+    again = client.chat.completions.create(**{**ASK, "messages": history}, tools=[WEATHER], tool_choice="none")
+    assert again.choices[0].message.content
+
+
+def test_json_schema(ask: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}, "b": {"const": "x"}}, "required": ["a", "b"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "ab", "schema": schema, "strict": True}}
+    content, _, reason = ask(response_format=wanted)
+    assert reason == "stop"
+    got = json.loads(content)
+    assert isinstance(got["a"], bool)
+    assert got["b"] == "x"
+
+
+def test_json_object(ask: Any) -> None:
+    content, _, _ = ask(response_format={"type": "json_object"})
+    assert re.match(r'\{\s*("|\})', content)
+
+
+def test_a_grammar_of_ones_own(client: openai.OpenAI) -> None:
+    more = {"grammar": 'root ::= ("né" | "€"){3} "."'}
+    answer = client.completions.create(model="tiny", prompt="a", max_tokens=40, seed=1, extra_body=more)
+    assert re.fullmatch("(né|€){3}[.]", answer.choices[0].text)
+    assert answer.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>',
+        '[TOOL_CALLS] [{"name": "f", "arguments": {"x": 1}}]',
+        '<|python_tag|>{"name": "f", "parameters": {"x": 1}}',
+        ' {"name": "f", "parameters": {"x": 1}}',
+    ],
+)
+@given(cuts=st.lists(st.integers(0, 70), max_size=5))
+def test_every_way_to_write_a_call_is_read_however_it_is_cut(text: str, cuts: list[int]) -> None:
+    stream, out, at = ToolStream({"f"}), "", 0
+    for cut in [*sorted(cuts), len(text)]:
+        out += stream.feed(text[at:cut])
+        at = max(at, cut)
+    rest, calls = stream.finish()
+    assert (out + rest).strip() == ""
+    assert calls == [Call("f", '{"x": 1}')]
+
+
+@given(st.text(st.sampled_from("<tol_ca>{}[]x \n"), max_size=40), st.lists(st.integers(0, 40), max_size=5))
+def test_text_that_is_no_call_comes_out_as_it_is(text: str, cuts: list[int]) -> None:
+    stream, out, at = ToolStream({"f"}), "", 0
+    for cut in [*sorted(cuts), len(text)]:
+        out += stream.feed(text[at:cut])
+        at = max(at, cut)
+    rest, calls = stream.finish()
+    assert out + rest == text
+    assert calls == []
+
+
+def test_text_before_a_call_and_several_calls() -> None:
+    stream = ToolStream({"f", "g"})
+    said = stream.feed('I look.\n<tool_call>{"name": "f", "arguments": {}}</tool_call>')
+    said += stream.feed('<tool_call>{"name": "g", "arguments": "{}"}</tool_call>')
+    assert said == "I look.\n"
+    assert stream.finish() == ("", [Call("f", "{}"), Call("g", "{}")])
+
+
+@pytest.mark.parametrize("text", ['{"name": "h", "arguments": {}}', '{"name": "f"', "{} {}", "[1]", "[" * 100_000])
+def test_what_only_looks_like_a_call(text: str) -> None:
+    assert parse(text, {"f"}) == []
+
+
+def test_a_template_that_knows_tools_gets_them_and_another_gets_them_described() -> None:
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}]
+    knows = ChatTemplate("{{ tools[0].function.name }}|{{ messages | length }}")
+    assert knows.render(messages, [WEATHER]) == "weather|2"
+    other = ChatTemplate("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
+    text = other.render(messages, [WEATHER])
+    assert text.startswith("[system]Be kind.\n\nYou can call these functions:\n{")
+    assert '"name": "weather"' in text
+    assert text.endswith("[user]hi")
+    assert other.render(messages[1:], [WEATHER]).startswith("[system]You can call")
+    picky = ChatTemplate(
+        "{% for m in messages %}{{ m.content if m.role == 'user' else raise_exception('no') }}{% endfor %}"
+    )
+    assert re.fullmatch("You can call .*\n\nhi", picky.render(messages[1:], [WEATHER]), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": "nothing"}, {"$ref": "https://x.invalid/a"}, {"$ref": "#/no"}, {"properties": 5}]
+)
+def test_schemas_that_cannot_be_used(schema: dict[str, Any]) -> None:
+    with pytest.raises(RopebendError, match="JSON schema"):
+        grammars.from_schema(schema)
+
+
+def test_hermes_calls_may_follow_each_other() -> None:
+    grammar = grammars.tool_calls([("f", None), ("g", None)], ("<tool_call>\n", "\n</tool_call>"), several=True)
+    assert grammar.splitlines()[0] == (
+        r'root ::= "<tool_call>\n" call "\n</tool_call>" ("\n" "<tool_call>\n" call "\n</tool_call>")*'
+    )
