@@ -216,10 +216,9 @@ class _Run:
         began, tokens = time.monotonic(), measurer.n_tokens
         self.listener.stage(name, int(limit) * spec.screen if limit < float("inf") else 0)
         while optimiser.n_evaluated < limit:
-            if budget.unit == "seconds" and time.monotonic() - began >= budget.amount:
-                break
-            if budget.unit == "tokens" and measurer.n_tokens - tokens >= budget.amount:
-                break
+            spent = {"seconds": time.monotonic() - began, "tokens": measurer.n_tokens - tokens}
+            if optimiser.n_evaluated and spent.get(budget.unit, 0) >= budget.amount:
+                break  # not before the first generation: there is always something to choose from
             candidates = optimiser.ask()
             if not candidates:
                 break
