@@ -54,6 +54,7 @@ def main(
         def slow(i: int, reset: bool) -> list[bool]:
             nonlocal n_answer
             verdicts = []
+            llm.reset()  # what the road before left in the cache is not this one's prefix
             for q in task.item(i).questions:
                 if reset:
                     llm.reset()

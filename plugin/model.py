@@ -352,7 +352,7 @@ class Context(Closing):
         """Forget every sequence."""
         self._shift_pending = False
         if self._memory:
-            lib.llama_memory_clear(self._memory, True)
+            lib.llama_memory_clear(self._memory, False)  # cells without an owner are masked, no need to zero them
 
     def seq_cp(self, src: int, dst: int, p0: int = -1, p1: int = -1) -> None:
         """Let sequence `dst` share the cells of `src` at positions [p0, p1) (-1: open)."""
