@@ -190,7 +190,7 @@ def search_with_progress(folder: Path, spec: SearchSpec) -> tuple[Outcome, Layer
             def started(self, cost: Cost) -> None:
                 names = ", ".join(name for name, *_ in spec.searches())
                 console.print(f"searches: {names}; budget {spec.budget}; sequences of up to {cost.context} tokens")
-                if cost.n_tokens == 0:
+                if cost.seconds == 0:
                     console.print("going on from what was measured before; Ctrl-C keeps the best so far")
                 elif cost.n_items is not None:
                     console.print(

@@ -68,15 +68,16 @@ def run_in(folder: Path, spec: SearchSpec, listener: Listener | None = None) -> 
     """Search, and write factors.json, report.html and the pictures."""
     from ropebend.search.report import write_report
 
+    digest = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_sha256"]
     outcome = run_search(spec, folder / LOG, listener)
-    layers = with_provenance(outcome)
+    layers = with_provenance(outcome, digest)
     layers.save(folder / FACTORS)
     if outcome.tests:
         write_report(folder, outcome)
     return outcome, layers
 
 
-def with_provenance(outcome: Outcome) -> LayerScaling:
+def with_provenance(outcome: Outcome, model_sha256: str) -> LayerScaling:
     """The result with everything that tells where it came from."""
     spec, main = outcome.spec, outcome.main
     scores: dict[str, Any] = {"search_score": round(main.best.score, 6), "search_items": main.n_items}
@@ -93,7 +94,7 @@ def with_provenance(outcome: Outcome) -> LayerScaling:
             scores["gain_over_uniform"] = [round(x, 4) for x in (c.mean, c.low, c.high)]
             scores["best_uniform"] = outcome.found["uniform"].best.candidate.scales[0]
     provenance = {
-        "model": {"file": Path(spec.model).name, "sha256": file_digest(spec.model)},
+        "model": {"file": Path(spec.model).name, "sha256": model_sha256},
         "tasks": [t.config() for t in outcome.tasks[: len(spec.tasks)]],
         "n_ctx": outcome.n_ctx,
         "search": {**spec.model_dump(mode="json", exclude={"model", "tasks", "transfer"})},

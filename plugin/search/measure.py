@@ -26,14 +26,16 @@ class Measurer:
     """Measures through an executor and never measures the same thing twice.
 
     base  gives method and architecture; its scales are replaced by the candidate's
-    log   append-only JSON lines, flushed after each job; what it holds already counts as measured
+    log   append-only JSON lines, flushed after each job; items that it holds already are taken from there
     """
 
     def __init__(self, objective: Objective, base: LayerScaling, executor: Executor, log: Path | None = None):
         self.objective, self.base, self.executor = objective, base, executor
-        self.n_tokens = 0  # prompt tokens computed, those read from the log included
+        self.n_tokens = 0  # prompt tokens computed for what was asked so far, now or when the log was written
+        self.n_measured = 0  # items measured now
         self.lengths: dict[int, int] = {}  # tokens that a sequence of each task may reach
         self._memo: defaultdict[MemoKey, dict[int, Row]] = defaultdict(dict)
+        self._logged: dict[tuple[MemoKey, int], Done] = {}  # one item each, until it is asked for
         self._log: IO[str] | None = None
         if log is not None:
             self._read(log)
@@ -62,23 +64,22 @@ class Measurer:
 
         on_item is called with the number of items of each job done.  If interrupted, what was done is kept.
         """
-        jobs, keys = [], []
+        jobs: dict[tuple[MemoKey, int], Job] = {}  # by key and first item: what is asked for twice is done once
         for candidate in candidates:
+            scaling = self.scaling(candidate) if candidate is not None else None
             for task in tasks:
-                known = self._memo[self._key(candidate, task, full)]
-                missing = [i for i in items if i not in known]
-                scaling = self.scaling(candidate) if candidate is not None else None
-                for start, stop in _runs(missing):
-                    jobs.append(Job(scaling, task, start, stop, full))
-                    keys.append(self._key(candidate, task, full))
-        for number, done in self.executor.run(jobs):
-            job = jobs[number]
-            self._memo[keys[number]].update(zip(range(job.start, job.stop), done.rows, strict=True))
-            self.n_tokens += done.n_tokens
-            self.lengths[job.task] = done.length
-            self._write(keys[number], job, done)
-            if on_item is not None:
-                on_item(job.stop - job.start)
+                key = self._key(candidate, task, full)
+                for i in items:
+                    if (key, i) in self._logged:  # at its price in tokens, so that a budget of them ends a resumed
+                        self._take(key, i, self._logged.pop((key, i)), on_item)  # run where it ends any other
+                for start, stop in _runs([i for i in items if i not in self._memo[key]]):
+                    jobs[key, start] = Job(scaling, task, start, stop, full)
+        order = list(jobs)
+        for number, done in self.executor.run(list(jobs.values())):
+            key, start = order[number]
+            self.n_measured += len(done.rows)
+            self._write(key, start, done)
+            self._take(key, start, done, on_item)
         return [[[self._memo[self._key(c, t, full)][i] for i in items] for t in tasks] for c in candidates]
 
     def scores(
@@ -100,14 +101,22 @@ class Measurer:
     def _key(candidate: Candidate | None, task: int, full: bool) -> MemoKey:
         return (candidate.key if candidate is not None else None), task, full
 
+    def _take(self, key: MemoKey, start: int, done: Done, on_item: Callable[[int], None] | None) -> None:
+        self._memo[key].update(enumerate(done.rows, start))
+        self.n_tokens += sum(done.n_tokens)
+        self.lengths[key[1]] = done.length
+        if on_item is not None:
+            on_item(len(done.rows))
+
     # ---- the log
 
-    def _write(self, key: MemoKey, job: Job, done: Done) -> None:
+    def _write(self, key: MemoKey, start: int, done: Done) -> None:
         if self._log is None:
             return
-        scales, factor = key[0] if key[0] is not None else (None, None)
+        candidate, task, full = key
+        scales, factor = candidate if candidate is not None else (None, None)
         line = {
-            "scales": scales, "factor": factor, "task": job.task, "full": job.full, "start": job.start,
+            "scales": scales, "factor": factor, "task": task, "full": full, "start": start,
             "value": [r.value for r in done.rows], "logprob": [r.logprob for r in done.rows],
             "tokens": done.n_tokens, "length": done.length,
         }  # fmt: skip
@@ -122,22 +131,23 @@ class Measurer:
         whole = data[: data.rfind(b"\n") + 1]
         for number, line in enumerate(whole.decode().splitlines(), 1):
             try:
-                self._take(json.loads(line))
+                key, start, done = _parse(json.loads(line))
+                for i, (row, n) in enumerate(zip(done.rows, done.n_tokens, strict=True), start):
+                    self._logged[key, i] = Done((row,), (n,), done.length)
             except (ValueError, KeyError, TypeError) as e:
                 raise RopebendError(f"{log}: line {number}: not a measurement ({type(e).__name__}: {e})") from None
         if len(whole) < len(data):
             with open(log, "r+b") as f:
                 f.truncate(len(whole))
 
-    def _take(self, line: dict[str, Any]) -> None:
-        key: Key | None = None
-        if line["scales"] is not None:
-            key = tuple(float(s) for s in line["scales"]), float(line["factor"])
-        rows = [Row(tuple(v), tuple(p)) for v, p in zip(line["value"], line["logprob"], strict=True)]
-        items = range(line["start"], line["start"] + len(rows))
-        self._memo[key, line["task"], line["full"]].update(zip(items, rows, strict=True))
-        self.n_tokens += line["tokens"]
-        self.lengths[line["task"]] = line["length"]
+
+def _parse(line: dict[str, Any]) -> tuple[MemoKey, int, Done]:
+    key: Key | None = None
+    if line["scales"] is not None:
+        key = tuple(float(s) for s in line["scales"]), float(line["factor"])
+    rows = tuple(Row(tuple(v), tuple(p)) for v, p in zip(line["value"], line["logprob"], strict=True))
+    done = Done(rows, tuple(map(int, line["tokens"])), int(line["length"]))
+    return (key, int(line["task"]), bool(line["full"])), int(line["start"]), done
 
 
 def _runs(items: Sequence[int]) -> list[tuple[int, int]]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ropebend.errors import RopebendError
 from ropebend.evaluate import Evaluation
 from ropebend.model import check_supported
 from ropebend.model_info import ModelInfo
@@ -21,13 +20,15 @@ from ropebend.search.spec import UNIFORM_BUDGET, SearchSpec
 from ropebend.search.workers import Bench, Executor, open_executor
 from ropebend.tasks.task import Task
 
+N_KEPT = 24  # candidates of a search that are kept for the report, at least
+
 
 @dataclass(frozen=True)
 class Cost:
     """What a run will take, extrapolated from the unscaled model's first item of each task.
 
-    n_tokens   prompt tokens that must be computed for one candidate on one item of every task (0: read from the log)
-    seconds    that takes all workers together
+    n_tokens   prompt tokens that must be computed for one candidate on one item of every task
+    seconds    that takes all workers together; 0 if it was read from the log
     n_items    items in all (candidates times items), None where the budget is not a number of evaluations
     context    tokens that a sequence of the first task may reach
     """
@@ -165,7 +166,7 @@ class _Run:
             for name, o in optimisers.items():
                 found = self.found.setdefault(name, Found(name))
                 if not found.ranked and o.n_evaluated:
-                    found.ranked, found.n_items = o.top(24), self.spec.screen
+                    found.ranked, found.n_items = o.top(N_KEPT), self.spec.screen
             self.found = {name: f for name, f in self.found.items() if f.ranked}
             if not self.found:
                 raise
@@ -180,9 +181,10 @@ class _Run:
         spec, measurer = self.spec, self.measurer
         indices = range(len(self.measurer.objective.terms))
         measurer.rows([None], indices, range(1))
-        tokens, before = measurer.n_tokens, time.monotonic()
+        tokens, measured, before = measurer.n_tokens, measurer.n_measured, time.monotonic()
         measurer.rows([None], indices, range(1, 2))
-        seconds, tokens = time.monotonic() - before, measurer.n_tokens - tokens
+        seconds = time.monotonic() - before if measurer.n_measured > measured else 0.0
+        tokens = measurer.n_tokens - tokens
         budget = Budget.parse(spec.budget)
         n_searches = len(spec.searches())
         n_items = None
@@ -226,7 +228,7 @@ class _Run:
                 candidates = candidates[: int(limit) - optimiser.n_evaluated]
             try:
                 scores = measurer.scores(candidates, spec.screen, lambda n: self.listener.items(name, n))
-            except (KeyboardInterrupt, RopebendError):
+            except KeyboardInterrupt:
                 # results count in the order in which they were asked: the first ones that are complete
                 complete = []
                 for candidate in candidates:
@@ -234,6 +236,7 @@ class _Run:
                         break
                     complete.append(candidate)
                 optimiser.tell(measurer.scores(complete, spec.screen) if complete else [])
+                found.n_evaluated = optimiser.n_evaluated
                 raise
             optimiser.tell(scores)
             found.n_evaluated = optimiser.n_evaluated
@@ -245,7 +248,7 @@ class _Run:
 
     def _finals(self, found: Found, optimiser: Optimiser) -> None:
         """Ever fewer candidates on ever more items."""
-        ranked, n_items = optimiser.top(max([24, *(n for n, _ in self.spec.finals)])), self.spec.screen
+        ranked, n_items = optimiser.top(max([N_KEPT, *(n for n, _ in self.spec.finals)])), self.spec.screen
         for n_candidates, n_items in self.spec.finals:
             ranked = ranked[:n_candidates]
             self.listener.stage(f"finals: {found.name}", len(ranked) * n_items)

@@ -30,10 +30,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """Rows of a job, how many prompt tokens went through the model for them, and how long the task's sequences get."""
+    """Rows of a job, the prompt tokens that went through the model for each, and how long the task's sequences get."""
 
     rows: tuple[Row, ...]
-    n_tokens: int
+    n_tokens: tuple[int, ...]
     length: int
 
 
@@ -65,9 +65,12 @@ class Worker(Closing):
         """Do a job."""
         evaluator = self.evaluator(job.task)
         evaluator.set_scaling(job.scaling)
-        before = evaluator.n_computed
-        rows = tuple(measure(evaluator, i, full=job.full) for i in range(job.start, job.stop))
-        return Done(rows, evaluator.n_computed - before, evaluator.n_tokens)
+        rows, n_tokens = [], []
+        for i in range(job.start, job.stop):
+            before = evaluator.n_computed
+            rows.append(measure(evaluator, i, full=job.full))
+            n_tokens.append(evaluator.n_computed - before)
+        return Done(tuple(rows), tuple(n_tokens), evaluator.n_tokens)
 
     def close(self) -> None:
         """Free contexts and weights."""

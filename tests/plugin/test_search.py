@@ -86,6 +86,21 @@ def test_killed_and_resumed_it_ends_in_the_same_factors(
     assert (tmp_path / "factors.json").read_bytes() == (plain[0] / "factors.json").read_bytes()
 
 
+def test_a_budget_in_tokens_resumes_where_it_was(tmp_path: Path) -> None:
+    """What was read from the log has its price, too: the search ends where the uninterrupted one ends."""
+    whole = run_search(spec(budget="9ktok", test=1), tmp_path / "log.jsonl")
+    lines = (tmp_path / "log.jsonl").read_text().splitlines(keepends=True)
+    for n in (1, len(lines) // 2, len(lines)):
+        (tmp_path / "cut.jsonl").write_text("".join(lines[:n]))
+        again = run_search(spec(budget="9ktok", test=1), tmp_path / "cut.jsonl")
+        assert {name: f.n_evaluated for name, f in again.found.items()} == {
+            name: f.n_evaluated for name, f in whole.found.items()
+        }
+        assert again.layers.layer_scale == whole.layers.layer_scale
+        assert again.n_tokens == whole.n_tokens
+        assert (tmp_path / "cut.jsonl").read_text().splitlines(keepends=True) == lines
+
+
 def test_resuming_refuses_what_is_not_the_same(tmp_path: Path) -> None:
     with pytest.raises(RopebendError, match=r"is .* the folder of a search"):
         run_folder.resume(tmp_path)
@@ -198,7 +213,7 @@ class Recorder:
         self.jobs += jobs
         for i in reversed(range(len(jobs))):
             n = jobs[i].stop - jobs[i].start
-            yield i, Done(tuple(Row((float(j),), (0.0,)) for j in range(jobs[i].start, jobs[i].stop)), 10 * n, 99)
+            yield i, Done(tuple(Row((float(j),), (0.0,)) for j in range(jobs[i].start, jobs[i].stop)), (10,) * n, 99)
 
     def close(self) -> None:
         pass
@@ -215,12 +230,15 @@ def test_nothing_is_measured_twice_not_even_after_a_restart(tmp_path: Path) -> N
     assert [(j.start, j.stop) for j in first.jobs] == [(0, CHUNK), (CHUNK, 2 * CHUNK), (2 * CHUNK, 20)]
     measurer.rows([b], [0], range(22))  # the same scales
     assert [(j.start, j.stop) for j in first.jobs[3:]] == [(20, 22)]
+    measurer.rows([a, b, None, None], [0], range(23))  # and each thing once where it is asked for twice
+    assert [(j.start, j.stop) for j in first.jobs[4:]] == [(22, 23), (0, 8), (8, 16), (16, 23)]
     measurer.close()
     second = Recorder()
     measurer = Measurer(objective, base, second, log)
     got = measurer.rows([a, None], [0], range(22))
     assert [r.value[0] for r in got[0][0]] == list(range(22))
-    assert {j.scaling for j in second.jobs} == {None}
+    assert second.jobs == []
+    assert [r.value[0] for r in got[1][0]] == list(range(22))
     assert (measurer.n_tokens, measurer.lengths) == (440, {0: 99})
     assert not measurer.is_known(a, 23)
     measurer.close()
