@@ -63,12 +63,11 @@ def eval_command(
     console = Console(stderr=True)
     with Model(model, n_gpu_layers=n_gpu_layers) as loaded:
         chosen = scaling_for(loaded.info, factors) if scaling else None
-        measured.prepare(loaded.tokenize)
-        n = samples if samples is not None else min(100, measured.n_items or 100)
         with (
-            open_evaluator(loaded, measured, n, runtime) as evaluator,
+            open_evaluator(loaded, measured, samples, runtime) as evaluator,
             Progress(console=console, disable=not console.is_terminal, transient=True) as bar,
         ):
+            n = evaluator.n_items
             job = bar.add_task(f"{n} items", total=n)
             result = evaluate(evaluator, chosen, range(n), progress=lambda k: bar.advance(job, k))
             n_tokens, lead_in = evaluator.n_tokens, getattr(evaluator, "lead_in", None)
@@ -97,8 +96,7 @@ def eval_command(
 
 def accuracy_table(rows: list[tuple[str, Evaluation]]) -> str:
     """One line per named result: accuracy per depth and mean (or perplexity), each with its 95 % interval."""
-    from ropebend.search.verdict import figure
-    from ropebend.stats import wilson
+    from ropebend.search.verdict import by_depth, figure
 
     first = rows[0][1]
     width = max(len(name) for name, _ in rows) + 2
@@ -106,12 +104,7 @@ def accuracy_table(rows: list[tuple[str, Evaluation]]) -> str:
         return "\n".join([f"{name.ljust(width)}{figure(result)}" for name, result in rows])
     lines = ["depth".ljust(width) + "".join(f"{d:>16g}" for d in first.depths) + "mean".rjust(16)]
     for name, result in rows:
-        n = len(result.value)
-        cells = []
-        for column in result.value.T:
-            low, high = wilson(int(column.sum()), n)
-            cells.append(f"{column.mean():.0%} [{100 * low:.0f}–{100 * high:.0f}]".rjust(16))
-        lines.append(name.ljust(width) + "".join(cells) + figure(result).rjust(16))
+        lines.append(name.ljust(width) + "".join(cell.rjust(16) for cell in [*by_depth(result), figure(result)]))
     lines.append("[a–b]: 95 % interval (per depth Wilson; mean: bootstrap over items)")
     return "\n".join(lines)
 

@@ -21,6 +21,8 @@ __all__ = [
     "greedy_answer", "measure", "open_evaluator",
 ]  # fmt: skip
 
+DEFAULT_ITEMS = 100
+
 Evaluator = RetrievalEvaluator | PerplexityEvaluator
 
 
@@ -75,12 +77,14 @@ class Evaluation:
         return float(self.value.mean())
 
 
-def open_evaluator(model: Model, task: Task, n_items: int, runtime: Runtime) -> Evaluator:
-    """A context that is ready for the first n_items of the task.
+def open_evaluator(model: Model, task: Task, n_items: int | None, runtime: Runtime) -> Evaluator:
+    """Prepare the task and make a context for its first n_items (None: 100, or all if there are fewer).
 
     Raises RopebendError if the task has fewer, or if the context cannot be made.
     """
     task.prepare(model.tokenize)
+    if n_items is None:
+        n_items = min(DEFAULT_ITEMS, task.n_items or DEFAULT_ITEMS)
     if task.n_items is not None and task.n_items < n_items:
         raise RopebendError(f"{task.name}: {n_items} items wanted, there are {task.n_items}")
     if n_items < 1:

@@ -12,11 +12,13 @@ from ropebend.tasks.task import TextTask
 
 
 class PerplexityEvaluator(Closing):
-    """Runs the first `n_items` windows of a text on one model, swapping scales without a new context."""
+    """Runs the first `n_items` windows of a text on one model, swapping scales without a new context.
+
+    The task is prepared (see `open_evaluator`).
+    """
 
     def __init__(self, model: Model, task: TextTask, n_items: int, runtime: Runtime):
-        self.model, self.task = model, task
-        task.prepare(model.tokenize)
+        self.model, self.task, self.n_items = model, task, n_items
         self.n_tokens = max(len(task.window(i)) for i in range(n_items))
         self.context = Context(
             model,

@@ -78,12 +78,12 @@ class _Branch:
 class RetrievalEvaluator(Closing):
     """Runs the first `n_items` items of a task on one model, swapping scales without a new context.
 
-    The longest item decides the context; raises RopebendError if it cannot be made.
+    The task is prepared (see `open_evaluator`).  The longest item decides the context; RopebendError if there is no
+    room for it.
     """
 
     def __init__(self, model: Model, task: RetrievalTask, n_items: int, runtime: Runtime):
-        self.model, self.task = model, task
-        task.prepare(model.tokenize)
+        self.model, self.task, self.n_items = model, task, n_items
         self.depths = task.depths
         self._prompts: dict[int, list[_Prompt]] = {}
         self._n_cached = 0

@@ -14,8 +14,7 @@ from ropebend import plot
 from ropebend.evaluate import Evaluation
 from ropebend.files import write_bytes
 from ropebend.search.run import Outcome
-from ropebend.search.verdict import compare, figure, gain, verdict
-from ropebend.stats import wilson
+from ropebend.search.verdict import by_depth, compare, figure, gain, verdict
 
 
 def write_report(folder: Path, outcome: Outcome) -> None:
@@ -81,7 +80,7 @@ def _tables(outcome: Outcome) -> list[dict[str, Any]]:
                     [
                         name,
                         figure(r),
-                        *_by_depth(r),
+                        *by_depth(r),
                         "" if name == main else gain(compare(results[main], r), is_text=is_text),
                     ]
                     for name, r in results.items()
@@ -101,13 +100,3 @@ def _tables(outcome: Outcome) -> list[dict[str, Any]]:
 
 def _depths(result: Evaluation) -> list[str]:
     return [] if result.is_text else [f"depth {d:g}" for d in result.depths]
-
-
-def _by_depth(result: Evaluation) -> list[str]:
-    if result.is_text:
-        return []
-    cells = []
-    for column in result.value.T:
-        low, high = wilson(int(column.sum()), len(column))
-        cells.append(f"{column.mean():.0%} [{100 * low:.0f}–{100 * high:.0f}]")
-    return cells

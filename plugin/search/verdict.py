@@ -8,7 +8,7 @@ import numpy as np
 
 from ropebend.evaluate import Evaluation
 from ropebend.search.run import Outcome
-from ropebend.stats import cluster_bootstrap, sign_flip_p
+from ropebend.stats import cluster_bootstrap, sign_flip_p, wilson
 
 MIN_TEST = 10  # items; a bootstrap over fewer says nothing
 
@@ -35,6 +35,17 @@ def figure(result: Evaluation) -> str:
     if result.is_text:
         return f"{np.exp(-result.mean):.2f} [{np.exp(-high):.2f}–{np.exp(-low):.2f}]"
     return f"{result.mean:.1%} [{100 * low:.0f}–{100 * high:.0f}]"
+
+
+def by_depth(result: Evaluation) -> list[str]:
+    """Accuracy at each depth with Wilson's 95 % interval; nothing for a text."""
+    if result.is_text:
+        return []
+    cells = []
+    for column in result.value.T:
+        low, high = wilson(int(column.sum()), len(column))
+        cells.append(f"{column.mean():.0%} [{100 * low:.0f}–{100 * high:.0f}]")
+    return cells
 
 
 def gain(c: Comparison, *, is_text: bool) -> str:

@@ -49,7 +49,8 @@ def agree(fast: list[Answer], slow: list[Answer]) -> int:
 
 
 def answers(model: Model, task: RetrievalTask, n: int, scaling: LayerScaling | None = None, **run: Any) -> list[Answer]:
-    with RetrievalEvaluator(model, task, n, run.pop("runtime", ONE)) as evaluator:
+    with open_evaluator(model, task, n, run.pop("runtime", ONE)) as evaluator:
+        assert isinstance(evaluator, RetrievalEvaluator)
         evaluator.set_scaling(scaling)
         return [a for i in range(n) for a in evaluator.run(i, **run)]
 
