@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ropebend.errors import RopebendError
+from ropebend.errors import UsageError
 from ropebend.tasks.json_lines import read_json_lines
 from ropebend.tasks.task import DEPTHS, Item, Question, RetrievalTask
 
@@ -82,7 +82,7 @@ def _parse(data: dict[str, Any]) -> Sample:
 class KVRetrieval(RetrievalTask):
     """Key-value retrieval on generated JSON objects, or on those of a file of the published format.
 
-    Raises RopebendError for a protocol that does not exist or a file that cannot be read.
+    Raises UsageError for a protocol that does not exist, RopebendError for a file that cannot be read.
     """
 
     name = "kv"
@@ -97,7 +97,7 @@ class KVRetrieval(RetrievalTask):
         data: str | Path | None = None,
     ):
         if protocol not in PROTOCOLS:
-            raise RopebendError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+            raise UsageError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
         self.depths = tuple(depths)
         self.protocol, self.seed, self.data = protocol, seed, data
         self._samples = read_published(data) if data is not None else None

@@ -144,7 +144,7 @@ def test_doctor_on_a_yarn_model_where_the_flag_means_something_else(tmp_path: Pa
         (["show", NEEDLE], 1, "carries no layer scales; find some with"),
         (["eval", "bad.json"], 1, "not a GGUF file"),
         (["eval", NEEDLE, "--task", "x"], 2, "task: expected one of kv, passkey"),
-        (["eval", NEEDLE, "--protocol", "x"], 1, "protocol: expected one of shared, published"),
+        (["eval", NEEDLE, "--protocol", "x"], 2, "protocol: expected one of shared, published"),
         (["eval", NEEDLE, "--length", "64"], 2, "--length: task kv has no such option"),
         (["eval", NEEDLE, "--task-option", "x"], 2, "--task-option: expected name=value"),
         (["search"], 2, "expected a MODEL, or --resume FOLDER"),
