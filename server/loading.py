@@ -132,7 +132,6 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
         type_v=o.type_v,
         scaling=scaling,
     )
-    vocab = lib.llama_model_get_vocab(model.handle)
     recurrent = lib.llama_model_is_recurrent(model.handle) or lib.llama_model_is_hybrid(model.handle)
     facts = Facts(
         id=o.alias or info.name,
@@ -152,7 +151,7 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
         eos=_special(model, model.eos_token),
         scaling=context.scaling,
         plan_hash=context.scaling.plan(n_ctx).hash if context.scaling is not None else None,
-        add_bos=bool(lib.llama_vocab_get_add_bos(vocab)),
+        add_bos=model.adds_bos,
         shares_prefixes=not recurrent,
         build=f"ropebend {__version__}, llama-cpp-python {llama_cpp.__version__}",
     )

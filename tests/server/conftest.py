@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from random_models import add_scaling
 
 from ropebend.scaling import LayerScaling
 
@@ -66,12 +67,7 @@ def write_model(
     if template is not None:
         w.add_chat_template(template)
     if scaling is not None:
-        meta = scaling.to_metadata()
-        w.add_uint32("ropebend.version", meta.pop("ropebend.version"))
-        w.add_float32("ropebend.rope.factor", meta.pop("ropebend.rope.factor"))
-        w.add_array("ropebend.layer_scale", meta.pop("ropebend.layer_scale"))
-        for key, value in meta.items():
-            (w.add_uint32 if isinstance(value, int) else w.add_string)(key, value)
+        add_scaling(w, scaling)
     embd = rng.normal(0, 0.4, (len(PIECES), N_EMBD)).astype(np.float32)
     for i, piece in enumerate(PIECES):
         # Logits are products with these rows: at zero, bytes that are no text and the end are never the likeliest.
