@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
 import re
 import socket
 import statistics
@@ -29,6 +28,8 @@ import numpy as np
 import typer
 
 from ropebend import Context, Model
+from ropebend.evaluate import Runtime, evaluate, open_evaluator
+from ropebend.tasks.text import Perplexity
 
 EPSILON = 0.05  # greedy texts may part where the two best logits are closer than this
 ROPEBEND = [sys.executable, "-m", "ropebend.cli"]
@@ -52,29 +53,22 @@ def with_scales(model: Path, scales: list[float], folder: Path) -> Path:
     return out
 
 
-def chunks(log: str) -> str:
+def chunks(*command: object) -> str:
     """llama-perplexity's figures: one for each chunk, and the last line."""
-    found = re.findall(r"\[\d+\][\d.]+|PPL = [\d.]+ \+/- [\d.]+", log)
-    if not found:
-        raise SystemExit(f"no figures in llama-perplexity's output:\n{log[-1500:]}")
-    return " ".join(found)
+    for _ in range(20):  # its log thread sometimes loses the end of the output, with the library and without
+        log = output(*command)
+        if "Final estimate: PPL" in log:
+            return " ".join(re.findall(r"\[\d+\][\d.]+|PPL = [\d.]+ \+/- [\d.]+", log))
+    raise SystemExit(f"no figures in llama-perplexity's output:\n{log[-1500:]}")
 
 
-def perplexity(path: Path, text: str, n_ctx: int, n_chunks: int) -> float:
-    """As llama-perplexity does it: the second half of each chunk, the first token replaced by BOS."""
-    nll: list[float] = []
-    with Model(path) as model, Context(model, n_ctx=n_ctx, n_batch=n_ctx, n_ubatch=n_ctx) as context:
-        tokens = model.tokenize(text)
-        for i in range(min(n_chunks, len(tokens) // n_ctx)):
-            part = tokens[i * n_ctx : (i + 1) * n_ctx]
-            context.clear()
-            first = model.bos_token if model.bos_token >= 0 else part[0]
-            context.decode([first, *part[1:]], 0, all_logits=True)
-            logits = context.all_logits(n_ctx).astype(np.float64)
-            logits -= logits.max(axis=1, keepdims=True)
-            logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-            nll += [-logits[j, part[j + 1]] for j in range(n_ctx // 2, n_ctx - 1)]
-    return math.exp(statistics.fmean(nll))
+def perplexity(path: Path, text: Path, n_ctx: int, n_chunks: int) -> float:
+    """Ropebend's own, of the first chunks."""
+    with (
+        Model(path) as model,
+        open_evaluator(model, Perplexity(text=text, length=n_ctx), n_chunks, Runtime(n_threads=1)) as evaluator,
+    ):
+        return float(np.exp(-evaluate(evaluator, model.info.scaling, range(n_chunks)).mean))
 
 
 @contextlib.contextmanager
@@ -148,15 +142,15 @@ def main(
         uniform, layers = with_scales(model, [2.0] * n_layer, folder), with_scales(model, scales, folder)
 
         options = ["-f", text, "-c", n_ctx, "--chunks", n_chunks, "-fa", "off"]
-        by_flag = chunks(output(peers / "llama-perplexity", "-m", model, "--rope-freq-scale", 0.5, *options))
-        by_file = chunks(output(*preloaded, peers / "llama-perplexity", "-m", uniform, *options))
-        bare = chunks(output(peers / "llama-perplexity", "-m", uniform, *options))
+        by_flag = chunks(peers / "llama-perplexity", "-m", model, "--rope-freq-scale", 0.5, *options)
+        by_file = chunks(*preloaded, peers / "llama-perplexity", "-m", uniform, *options)
+        bare = chunks(peers / "llama-perplexity", "-m", uniform, *options)
         report("llama-perplexity, scale 2, against --rope-freq-scale 0.5", by_file == by_flag, by_file[-28:])
         report("and without the library the same file runs unscaled", bare != by_file, bare[-28:])
         theirs = float(
-            chunks(output(*preloaded, peers / "llama-perplexity", "-m", layers, *options)).split("PPL = ")[1].split()[0]
+            chunks(*preloaded, peers / "llama-perplexity", "-m", layers, *options).split("PPL = ")[1].split()[0]
         )
-        ours = perplexity(layers, running, n_ctx, n_chunks)
+        ours = perplexity(layers, text, n_ctx, n_chunks)
         same = abs(theirs / ours - 1) < 1e-3
         report("llama-perplexity, layer scales, against ropebend", same, f"{theirs:.4f} and {ours:.4f}")
 
@@ -164,7 +158,7 @@ def main(
         common = ["-c", 1024, "-np", 1, "-fa", "off", "-ctk", "f16", "--no-ui"]
         with server(*preloaded, peers / "llama-server", "-m", layers, *common) as address:
             llama_server = [complete(address, p, 48) for p in prompts]
-        with server(*ROPEBEND, "serve", layers, "-c", 1024, "--alias", "m") as address:
+        with server(*ROPEBEND, "serve", layers, "-c", 1024, "--alias", "m", "--no-flash-attn") as address:
             serve = [complete(address, p, 48) for p in prompts]
         margins = [margin(layers, p, a, b) for p, a, b in zip(prompts, llama_server, serve, strict=True) if a != b]
         detail = f"{len(prompts) - len(margins)} of {len(prompts)} texts equal; margins of others: {margins or 'none'}"
