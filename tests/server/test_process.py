@@ -112,7 +112,8 @@ def test_a_second_signal_ends_at_once(start: Callable[..., Server], models: dict
         httpx.Client(base_url=server.url, timeout=60) as http,
         http.stream("POST", "/v1/completions", json=LONG) as answer,
     ):
-        next(answer.iter_text())
+        texts = answer.iter_text()  # kept: when it is freed, httpx closes the connection and ends the request
+        next(texts)
         server.process.send_signal(signal.SIGTERM)
         while "finishing open requests" not in server.log:
             assert server.process.poll() is None
