@@ -182,6 +182,7 @@ class Context(Closing):
 
     scaling: "file" (default) takes the scales the GGUF carries, None runs unscaled, or give a `LayerScaling`.
     n_ctx: KV cells (0: the trained length); n_threads 0: every core this process may use.
+    n_seq_max: there may be room for a few more sequences, where that makes prefill faster.
     A warm-up decode proves that every rope node is patched; RopebendError names the node that is not.
     """
 
@@ -215,7 +216,7 @@ class Context(Closing):
         params.n_ctx = self.n_ctx
         params.n_batch = self.n_batch
         params.n_ubatch = min(n_ubatch, self.n_batch)
-        params.n_seq_max = n_seq_max
+        params.n_seq_max = _dividing(n_seq_max, params.n_ubatch) if kv_unified else n_seq_max
         params.kv_unified = kv_unified
         threads = n_threads or available_threads()
         params.n_threads = params.n_threads_batch = threads
@@ -398,6 +399,16 @@ def available_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _dividing(n_seq_max: int, n_ubatch: int) -> int:
+    """The next number of sequences that divides n_ubatch, if llama.cpp takes it.
+
+    It reserves its graph for a multiple of the sequences (``llama_context::graph_reserve``); where that is not
+    n_ubatch, the tensors of a full ubatch miss the cache lines: 127 against 101 ms for 1,950 tokens of needle with 6 and 8.
+    """
+    fitting = (n for n in range(n_seq_max, min(n_ubatch, lib.llama_max_parallel_sequences()) + 1) if n_ubatch % n == 0)
+    return next(fitting, n_seq_max)
 
 
 def _cache_type(name: str) -> int:

@@ -19,8 +19,6 @@ from ropebend.scaling import LayerScaling
 
 log = logging.getLogger("ropebend.server")
 
-MAX_SEQUENCES = 256  # llama.cpp's LLAMA_MAX_SEQ
-
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -116,7 +114,8 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
     if n_cells < n_ctx:
         raise RopebendError(f"--kv-size: expected at least the context of {n_ctx} tokens, got {n_cells}")
     n_batch = min(o.n_batch, n_ctx)
-    n_seqs = min(MAX_SEQUENCES, n_batch)  # llama.cpp asserts that a batch has room for one output of each
+    # llama.cpp asserts that a batch has room for one output of each sequence
+    n_seqs = min(llama_cpp.llama_max_parallel_sequences(), n_batch)
     n_slots = min(o.n_slots, n_seqs - 1)
     if n_slots < 1:
         raise RopebendError(f"a context of {n_ctx} tokens and a batch of {n_batch} leave no room for a slot")
