@@ -28,6 +28,14 @@ def timed(work: Callable[[int], T], i: int) -> tuple[float, T]:
     return time.perf_counter() - started, result
 
 
+def ratio_of_sums(over: list[float], under: list[float]) -> tuple[float, float, float]:
+    """Ratio of two sums over the same items, with a 95 % bootstrap interval."""
+    a, b = np.array(over), np.array(under)
+    drawn = np.random.default_rng(0).integers(len(a), size=(10_000, len(a)))
+    low, high = np.quantile(a[drawn].sum(axis=1) / b[drawn].sum(axis=1), [0.025, 0.975])
+    return float(a.sum() / b.sum()), float(low), float(high)
+
+
 def main(
     keys: Annotated[int, typer.Option(help="Key-value pairs per JSON object.")] = 56,
     samples: Annotated[int, typer.Option(help="JSON objects, each asked at 5 depths.")] = 6,
@@ -36,8 +44,9 @@ def main(
 ) -> None:
     """Print the ratios against `Llama`, reset for each question and with its own prefix match.
 
-    The bound of a ratio is what both roads must compute, priced alike: prompt tokens at the price of bare llama_decode
-    calls of the evaluator's batch size, answer tokens at that of single-token decodes.
+    The bound of a ratio is what each road must compute, priced alike: prompt tokens at the price of bare llama_decode
+    calls of the evaluator's batch size; `Llama`'s answer tokens at that of single-token decodes, ours, of which many go
+    into one decode, at that of prompt tokens.
     """
     task = KVRetrieval(keys=keys, seed=11)
     runtime = Runtime(n_threads=threads)
@@ -89,8 +98,11 @@ def main(
             spent["prefill"].append(timed(prefill, i)[0])
             spent["steps"].append(timed(steps, i)[0])
         computed = ours.n_computed - computed
+        computed_by_item = []
         for i in range(samples):
+            before = ours.n_computed
             spent["search"].append(timed(lambda i: ours.run(i, full=False), i)[0])
+            computed_by_item.append(ours.n_computed - before)
         bare.close()
         llm.close()
 
@@ -101,20 +113,21 @@ def main(
     print(f"{keys} pairs ({n_prompt / n_questions:.0f} tokens), {samples} JSON objects x 5 depths, {threads} thread(s)")
     print(f"answer tokens: {n_answer}; prompt token {1e6 * per_prompt_token:.0f} us, step {1e3 * per_step:.2f} ms")
     must = {
-        "ropebend": (computed, n_answer),
+        "ropebend": (computed + n_answer, 0),
         "Llama, reset": (n_prompt, n_answer),
         "Llama, prefix match": (computed, n_answer),
     }
     price = {name: tokens * per_prompt_token + n * per_step for name, (tokens, n) in must.items()}
-    for name in roads:
-        print(f"{name:20} {n_questions / sum(spent[name]):7.2f} queries/s; must compute {must[name][0]} prompt tokens")
+    for name, (tokens, n) in must.items():
+        rate = n_questions / sum(spent[name])
+        print(f"{name:20} {rate:7.2f} queries/s; must compute {tokens} tokens together and {n} one by one")
     for name in list(roads)[1:]:
-        ratio = np.array(spent[name]) / np.array(spent["ropebend"])
-        low, middle, high = np.quantile(ratio, [0.25, 0.5, 0.75])
+        ratio, low, high = ratio_of_sums(spent[name], spent["ropebend"])
         bound = price[name] / price["ropebend"]
-        print(f"ropebend / {name}: {middle:.1f} (quartiles {low:.1f} to {high:.1f}); bound step by step {bound:.1f}")
-    rate = computed / sum(spent["search"]) * per_prompt_token
-    print(f"prompt tokens per second as in a search / bare llama_decode: {rate:.2f}")
+        print(f"ropebend / {name}: {ratio:.2f} [{low:.2f}, {high:.2f}]; bound {bound:.2f}, {ratio / bound:.2f} of it")
+    bare_search = [per_prompt_token * n for n in computed_by_item]
+    ratio, low, high = ratio_of_sums(bare_search, spent["search"])
+    print(f"prompt tokens per second as in a search / bare llama_decode: {ratio:.2f} [{low:.2f}, {high:.2f}]")
     differ = sum(a != b for a, b in zip(verdicts["ropebend"], verdicts["Llama, reset"], strict=True))
     print(f"verdicts that differ from Llama's: {differ} of {n_questions}")
 
