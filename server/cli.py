@@ -116,6 +116,7 @@ def serve(
         int,
         typer.Option(
             "--n-gpu-layers",
+            "--gpu-layers",
             "-ngl",
             envvar="ROPEBEND_N_GPU_LAYERS",
             min=-1,

@@ -27,6 +27,7 @@ def demo(
     budget: Annotated[int, typer.Option(min=20, help="Sets of scales to measure.")] = 120,
     seed: o.Seed = 1,
     threads: o.Threads = 0,
+    n_gpu_layers: o.GpuLayers = 0,
 ) -> None:
     """Show on the bundled model what ropebend does, well beyond the length the model was trained at."""
     from ropebend.cli.search import print_outcome, search_with_progress
@@ -45,6 +46,7 @@ def demo(
             seed=seed,
             workers=available_threads(),
             threads=threads,
+            gpu_layers=n_gpu_layers,
         )
         print(f"1. search: needle was trained at 1,024 tokens, {keys} pairs need more")
         outcome, _ = search_with_progress(out, folder.start(out, spec, force=True))
@@ -55,20 +57,21 @@ def demo(
         if subprocess.run([str(a) for a in add], check=False).returncode != 0:
             raise RopebendError(f"{scaled}: add_scales failed, see above")
     print(f"\n3. serve {scaled} and ask over HTTP")
-    n_right, n_asked = _ask_over_http(scaled, outcome)
+    n_right, n_asked = _ask_over_http(scaled, outcome, ["--threads", str(threads), "--gpu-layers", str(n_gpu_layers)])
     print(f"   {n_right} of {n_asked} answers hold the right value\n")
     print_outcome(outcome)
     print(f"\nreport:  {out / 'report.html'}\npicture: {out / 'accuracy.png'}, {out / 'scales.png'}")
     print(f"model:   {scaled}\n\nyour own model: ropebend search MODEL.gguf --keys 75 -o search")
 
 
-def _ask_over_http(model: Path, outcome: Outcome) -> tuple[int, int]:
-    """Start a real server on the file, ask it the last test items, stop it: (right answers, questions)."""
+def _ask_over_http(model: Path, outcome: Outcome, options: list[str]) -> tuple[int, int]:
+    """Serve the file for real, ask about the last test items, stop the server: (right answers, questions)."""
     task = outcome.tasks[0]
     assert isinstance(task, RetrievalTask)
     end = outcome.spec.n_search + outcome.spec.test
     questions = [q for i in range(end - 4, end) for q in task.item(i).questions]
     command = [sys.executable, "-m", "ropebend.cli", "serve", str(model), "--port", "0", "-c", str(outcome.n_ctx)]
+    command += options
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stderr is not None

@@ -10,6 +10,16 @@ import typer
 
 from ropebend.errors import RopebendError, UsageError
 
+
+def _warn_without_gpu(n_layers: int) -> int:
+    if n_layers != 0:
+        import llama_cpp.llama_cpp as lib
+
+        if not lib.llama_supports_gpu_offload():
+            typer.echo("warning: this build of llama.cpp has no GPU support: --gpu-layers has no effect", err=True)
+    return n_layers
+
+
 ModelPath = Annotated[Path, typer.Argument(help="GGUF model file.", show_default=False)]
 Factors = Annotated[
     Path | None, typer.Option("--factors", help="Use the scales of this factors.json instead of those in the GGUF.")
@@ -47,7 +57,15 @@ Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU thread
 UbatchSize = Annotated[int, typer.Option("--ubatch-size", "-ub", min=16, help="Tokens per graph.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=32, help="Tokens per llama_decode call.")]
 GpuLayers = Annotated[
-    int, typer.Option("--n-gpu-layers", "--gpu-layers", "-ngl", help="Layers to put on the GPU (-1: all).")
+    int,
+    typer.Option(
+        "--n-gpu-layers",
+        "--gpu-layers",
+        "-ngl",
+        min=-1,
+        callback=_warn_without_gpu,
+        help="Layers to put on the GPU (-1: all). Needs a llama-cpp-python built for it.",
+    ),
 ]
 FlashAttn = Annotated[bool, typer.Option("--flash-attn/--no-flash-attn", help="Use flash attention.")]
 

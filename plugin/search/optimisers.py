@@ -48,6 +48,7 @@ class Optimiser:
         self.space, self.population = space, population
         self.uniform_scales = tuple(uniform_scales)
         self.generation = 0
+        self.n_repeated = 0  # genomes drawn that stood for a candidate asked for before
         self.rng = np.random.default_rng(seed)
         self.scores: dict[Key, float] = {}
         self._ranked: list[tuple[Genes, Scored]] = []  # best first; among equals the older one stays ahead
@@ -81,6 +82,8 @@ class Optimiser:
                 if candidate.key not in seen:
                     seen.add(candidate.key)
                     self._asked.append((genes, candidate))
+                else:
+                    self.n_repeated += 1
             self.generation += 1
             if self._asked:
                 break

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,10 +16,12 @@ from ropebend.model_info import ModelInfo
 from ropebend.scaling import LayerScaling
 from ropebend.search.budget import Budget
 from ropebend.search.measure import Measurer
+from ropebend.search.objective import Objective
 from ropebend.search.optimisers import Optimiser, Scored, make_optimiser
-from ropebend.search.space import MAX_SCALE, make_space, uniform_grid
+from ropebend.search.race import race
+from ropebend.search.space import MAX_SCALE, Candidate, make_space, uniform_grid
 from ropebend.search.spec import UNIFORM_BUDGET, SearchSpec
-from ropebend.search.workers import Bench, Executor, open_executor
+from ropebend.search.workers import Bench, open_executor
 from ropebend.tasks.task import Task
 
 N_KEPT = 24  # candidates of a search that are kept for the report, at least
@@ -56,6 +60,7 @@ class Found:
 
     ranked      finalists, best first, at the most items they were measured on
     n_items     that number
+    n_repeated  genomes that were drawn, too, but stood for scales measured before: they cost nothing
     history     one entry per generation
     """
 
@@ -63,6 +68,7 @@ class Found:
     ranked: list[Scored] = field(default_factory=list)
     n_items: int = 0
     n_evaluated: int = 0
+    n_repeated: int = 0
     history: list[Generation] = field(default_factory=list)
 
     @property
@@ -117,34 +123,38 @@ def run_search(spec: SearchSpec, log: Path | None = None, listener: Listener | N
     Ctrl-C ends it early with what is there.  Raises RopebendError if the model cannot take scales, or if a task has
     too few items.
     """
-    listener = listener or Listener()
     info = ModelInfo.read(spec.model)
+    objective = spec.objective()
+    tasks = (*(t.task for t in objective.terms), *(t.make() for t in spec.transfer))
+    with open_measurer(spec, info, objective, tasks, spec.n_search + spec.test, log) as measurer:
+        return _Run(spec, info, tasks, measurer, listener or Listener()).go()
+
+
+@contextmanager
+def open_measurer(
+    spec: SearchSpec, info: ModelInfo, objective: Objective, tasks: Sequence[Task], n_items: int, log: Path | None
+) -> Iterator[Measurer]:
+    """What measures as the spec says, on n_items of each task (those of the objective first).
+
+    Raises RopebendError if the model cannot take scales.
+    """
     base = LayerScaling((1.0,) * info.n_layer, info.architecture, spec.rope)
     check_supported(info, base)
     base = base.with_original_context(info.n_ctx_train)
-    objective = spec.objective()
-    extra = tuple(t.make() for t in spec.transfer)
-    tasks = (*(t.task for t in objective.terms), *extra)
-    n_items = spec.n_search + spec.test
     bench = Bench(spec.model, tuple((t, n_items) for t in tasks), spec.runtime)
-    executor = open_executor(bench, spec.workers)
-    measurer: Measurer | None = None
-    try:
-        measurer = Measurer(objective, base, executor, log)
-        return _Run(spec, info, tasks, measurer, executor, listener).go()
-    finally:
-        if measurer is not None:
-            measurer.close()
-        executor.close()
+    with (
+        closing(open_executor(bench, spec.workers)) as executor,
+        closing(Measurer(objective, base, executor, log)) as measurer,
+    ):
+        yield measurer
 
 
 class _Run:
     def __init__(
-        self, spec: SearchSpec, info: ModelInfo, tasks: tuple[Task, ...], measurer: Measurer, executor: Executor,
-        listener: Listener,
-    ):  # fmt: skip
+        self, spec: SearchSpec, info: ModelInfo, tasks: tuple[Task, ...], measurer: Measurer, listener: Listener
+    ):
         self.spec, self.info, self.tasks = spec, info, tasks
-        self.measurer, self.executor, self.listener = measurer, executor, listener
+        self.measurer, self.listener = measurer, listener
         self.found: dict[str, Found] = {}
         self.tests: dict[str, list[Evaluation]] = {}
         self.started = time.monotonic()
@@ -192,7 +202,7 @@ class _Run:
             n_items = int(budget.amount) * spec.screen
             n_items += n_searches * sum(n * k for n, k in spec.finals) + (n_searches + 1) * spec.test * len(self.tasks)
             n_items += UNIFORM_BUDGET * spec.screen if "uniform" in spec.controls else 0
-        cost = Cost(tokens, seconds / self.executor.n_workers, n_items, measurer.lengths[0])
+        cost = Cost(tokens, seconds / measurer.executor.n_workers, n_items, measurer.lengths[0])
         self.listener.started(cost)
         return cost
 
@@ -239,7 +249,7 @@ class _Run:
                 found.n_evaluated = optimiser.n_evaluated
                 raise
             optimiser.tell(scores)
-            found.n_evaluated = optimiser.n_evaluated
+            found.n_evaluated, found.n_repeated = optimiser.n_evaluated, optimiser.n_repeated
             state = Generation(
                 name, optimiser.generation, optimiser.n_evaluated, optimiser.best.score, float(np.mean(scores))
             )
@@ -247,17 +257,15 @@ class _Run:
             self.listener.generation(state)
 
     def _finals(self, found: Found, optimiser: Optimiser) -> None:
-        """Ever fewer candidates on ever more items."""
-        ranked, n_items = optimiser.top(max([N_KEPT, *(n for n, _ in self.spec.finals)])), self.spec.screen
-        for n_candidates, n_items in self.spec.finals:
-            ranked = ranked[:n_candidates]
-            self.listener.stage(f"finals: {found.name}", len(ranked) * n_items)
-            scores = self.measurer.scores(
-                [s.candidate for s in ranked], n_items, lambda n: self.listener.items(f"finals: {found.name}", n)
-            )
-            ranked = [Scored(s.candidate, score) for s, score in zip(ranked, scores, strict=True)]
-            ranked.sort(key=lambda s: -s.score)
-        found.ranked, found.n_items = ranked, n_items
+        """Race the best of a search on more items."""
+        stage, finals = f"finals: {found.name}", self.spec.finals
+
+        def score(candidates: Sequence[Candidate], n_items: int) -> list[float]:
+            self.listener.stage(stage, len(candidates) * n_items)
+            return self.measurer.scores(candidates, n_items, lambda n: self.listener.items(stage, n))
+
+        found.ranked = race(optimiser.top(max([N_KEPT, *(n for n, _ in finals)])), finals, score)
+        found.n_items = finals[-1][1] if finals else self.spec.screen
 
     def _test(self) -> None:
         items = range(self.spec.n_search, self.spec.n_search + self.spec.test)

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from llama_cpp.llama_cpp import llama_supports_gpu_offload
 from random_models import write_llama
 
 from ropebend import LayerScaling
@@ -114,6 +115,14 @@ def test_ctrl_c_writes_the_best_so_far(tmp_path: Path) -> None:
     assert factors["provenance"]["interrupted"] is True
     assert factors["provenance"]["evaluations"]["uniform"] >= 5
     assert LayerScaling.load(tmp_path / "run/factors.json").n_layer == 6
+
+
+def test_gpu_layers_without_a_gpu_say_that_they_do_nothing(tmp_path: Path) -> None:
+    model = write_llama(tmp_path / "m.gguf")
+    small_eval = ["eval", model, "--keys", 2, "--samples", 1]
+    for command, code in ((["doctor", model], 0), (small_eval, 0), (["search", model, "--budget", "x"], 2)):
+        run = ropebend(*command, "-t", 1, "--gpu-layers", -1, cwd=tmp_path, code=code)
+        assert ("no GPU support" in run.stderr) == (not llama_supports_gpu_offload())
 
 
 def test_doctor_on_a_plain_and_a_scaled_model(tmp_path: Path) -> None:

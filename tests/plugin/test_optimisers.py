@@ -43,6 +43,13 @@ def test_same_seed_same_run_and_nothing_is_asked_twice(name: str, genome: str) -
         assert run(make(6, name, genome, seed=2), score, 120) != first
 
 
+def test_genomes_that_stand_for_known_scales_are_counted_and_not_asked_for() -> None:
+    optimiser = make(6, "random", "uniform")
+    asked = run(optimiser, bowl([1.5] * 6), 300)  # of the 501 uniform scales there are
+    assert len(asked) == optimiser.n_evaluated >= 300
+    assert optimiser.n_repeated > 50
+
+
 @pytest.mark.parametrize("name", ["ga", "cma"])
 def test_it_finds_a_curve_and_beats_every_uniform_scale_and_random_draws(name: str) -> None:
     target = [1.0, 1.0, 1.2, 1.6, 2.2, 2.8, 3.2, 3.4]

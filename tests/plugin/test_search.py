@@ -19,6 +19,8 @@ from ropebend.search import Listener, SearchSpec, TaskSpec, run_search, verdict
 from ropebend.search import folder as run_folder
 from ropebend.search.measure import CHUNK, Measurer
 from ropebend.search.objective import Objective, Term, depth_weights
+from ropebend.search.optimisers import Scored
+from ropebend.search.race import race
 from ropebend.search.space import Candidate
 from ropebend.search.verdict import compare
 from ropebend.search.workers import Done, Job
@@ -242,6 +244,22 @@ def test_nothing_is_measured_twice_not_even_after_a_restart(tmp_path: Path) -> N
     assert (measurer.n_tokens, measurer.lengths) == (440, {0: 99})
     assert not measurer.is_known(a, 23)
     measurer.close()
+
+
+def test_a_race_scores_fewer_candidates_on_more_items_and_compares_at_equal_numbers_only() -> None:
+    a, b, c, d = entrants = [Candidate((s,)) for s in (1.0, 1.1, 1.2, 1.3)]
+    table = {2: [0.5, 0.9, 0.7, 0.9], 10: [9.0, 0.4, 0.4, 0.6]}
+    asked: list[tuple[list[Candidate], int]] = []
+
+    def score(candidates: Sequence[Candidate], n_items: int) -> list[float]:
+        asked.append((list(candidates), n_items))
+        return [table[n_items][entrants.index(c)] for c in candidates]
+
+    known = [Scored(c, 0.0) for c in entrants]
+    ranked = race(known, ((4, 2), (3, 10)), score)
+    assert asked == [([a, b, c, d], 2), ([b, d, c], 10)]  # of equal ones the earlier stays ahead
+    assert [(s.candidate, s.score) for s in ranked] == [(d, 0.6), (b, 0.4), (c, 0.4)]
+    assert race(known, (), score) == known
 
 
 def test_comparisons_are_paired_by_item() -> None:
