@@ -48,7 +48,12 @@ def _version(
 
 
 def main() -> None:
-    """Entry point.  Exit codes: 0 done, 1 failed, 2 the call cannot be right, 130 stopped by Ctrl-C."""
+    """Entry point."""
+    run_app(app)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a command.  Exit codes: 0 done, 1 failed, 2 the call cannot be right, 130 stopped by Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shall not end a command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -127,18 +127,26 @@ class Measurer:
         """Take over what a log holds; a last line that a kill cut off is cut away."""
         if not log.exists():
             return
+        for key, start, done in read_log(log):
+            for i, (row, n) in enumerate(zip(done.rows, done.n_tokens, strict=True), start):
+                self._logged[key, i] = Done((row,), (n,), done.length)
         data = log.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.decode().splitlines(), 1):
-            try:
-                key, start, done = _parse(json.loads(line))
-                for i, (row, n) in enumerate(zip(done.rows, done.n_tokens, strict=True), start):
-                    self._logged[key, i] = Done((row,), (n,), done.length)
-            except (ValueError, KeyError, TypeError) as e:
-                raise RopebendError(f"{log}: line {number}: not a measurement ({type(e).__name__}: {e})") from None
-        if len(whole) < len(data):
+        if not data.endswith(b"\n"):
             with open(log, "r+b") as f:
-                f.truncate(len(whole))
+                f.truncate(data.rfind(b"\n") + 1)
+
+
+def read_log(log: Path) -> Iterator[tuple[MemoKey, int, Done]]:
+    """The measurements in a log, each with its key and first item; a torn last line is left out.
+
+    Raises RopebendError naming the line that is not a measurement.
+    """
+    data = log.read_bytes()
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].decode().splitlines(), 1):
+        try:
+            yield _parse(json.loads(line))
+        except (ValueError, KeyError, TypeError) as e:
+            raise RopebendError(f"{log}: line {number}: not a measurement ({type(e).__name__}: {e})") from None
 
 
 def _parse(line: dict[str, Any]) -> tuple[MemoKey, int, Done]:
