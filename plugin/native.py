@@ -113,16 +113,16 @@ def quiet_llama_log() -> None:
 
 
 @contextmanager
-def captured_log() -> Iterator[list[str]]:
-    """Collect llama.cpp's warnings and errors (lines) instead of printing them."""
+def captured_log(levels: tuple[int, ...] = (3, 4)) -> Iterator[list[str]]:
+    """Collect llama.cpp's lines of these levels instead of printing anything; ggml.h: 1 debug, 3 warning, 4 error."""
     lines: list[str] = []
     level_now = 0
 
     @lib.llama_log_callback  # type: ignore[untyped-decorator]
     def collect(level: int, text: bytes, _user_data: Any) -> None:
         nonlocal level_now
-        level_now = level_now if level == 5 else level  # ggml.h: 3 is a warning, 4 an error, 5 continues the line
-        if level_now in (3, 4):
+        level_now = level_now if level == 5 else level  # 5 continues the line
+        if level_now in levels:
             lines.append(text.decode(errors="replace").strip())
 
     lib.llama_log_set(collect, None)
