@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,28 +21,23 @@ from decode import NEEDLE
 from rich.console import Console
 from rich.progress import Progress
 
-from ropebend import LayerScaling
 from ropebend.cli import run_app
 from ropebend.cli.search import print_outcome, search_with_progress
 from ropebend.errors import UsageError
-from ropebend.evaluate import Row, Runtime
+from ropebend.evaluate import Row
 from ropebend.model_info import ModelInfo
 from ropebend.search import SearchSpec, TaskSpec
 from ropebend.search import folder as run_folder
-from ropebend.search.measure import read_log
-from ropebend.search.objective import Objective
+from ropebend.search.measure import Measurer, read_log
 from ropebend.search.optimisers import Scored
 from ropebend.search.race import race
 from ropebend.search.run import open_measurer
 from ropebend.search.space import Candidate, make_space
-from ropebend.search.workers import Bench, Done, Executor, Job, open_executor
-from ropebend.tasks.kv import KVRetrieval
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
 ModelPath = Annotated[Path, typer.Option("--model", help="GGUF.", show_default="needle")]
 Keys = Annotated[int, typer.Option(min=1, help="Key-value pairs per JSON object.")]
-Screen = Annotated[int, typer.Option(min=1, help="JSON objects on which every set of scales is measured.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes; the threads are shared out among them.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads in all (0: all this process may use).")]
 GpuLayers = Annotated[int, typer.Option(min=-1, help="Layers to put on the GPU (-1: all).")]
@@ -67,13 +62,20 @@ def begin(folder: Path, spec: SearchSpec) -> SearchSpec:
     return there
 
 
+def measuring(spec: SearchSpec, n_items: int, log: Path | None) -> AbstractContextManager[Measurer]:
+    """What measures the spec's objective."""
+    objective = spec.objective()
+    tasks = [term.task for term in objective.terms]
+    return open_measurer(spec, ModelInfo.read(spec.model), objective, tasks, n_items, log)
+
+
 # ---- longrope
 
 
 @app.command()
 def longrope(
     evaluations: Annotated[int, typer.Option(min=1, help="Sets of scales; LongRoPE's budget is 1,344.")] = 1344,
-    screen: Screen = 4,
+    screen: Annotated[int, typer.Option(min=1, help="JSON objects on which every set is measured.")] = 4,
     finalists: Annotated[int, typer.Option(min=1, help="The best ones, measured on more.")] = 32,
     items: Annotated[int, typer.Option(min=1, help="JSON objects on which the finalists are measured.")] = 32,
     test: Annotated[int, typer.Option(min=1, help="Unseen JSON objects to judge the winners on.")] = 200,
@@ -163,50 +165,36 @@ def workers(
             raise ValueError
     except ValueError:
         raise UsageError(f"--layouts: expected WORKERSxTHREADS,… such as 2x1,1x2, got {layouts!r}") from None
-    tasks = ((KVRetrieval(keys=keys, seed=f"workers-{seed}"), items),)
     info = ModelInfo.read(model)
-    rng = np.random.default_rng(seed)
+    space, rng = make_space("bezier", info.n_layer), np.random.default_rng(seed)
     rows: dict[str, list[Row]] = {name: [] for name in shapes}
     took: dict[str, list[float]] = {name: [] for name in shapes}
-    n_tokens = 0
+    tokens: list[int] = []
     with ExitStack() as stack:
-        executors = {
-            name: stack.enter_context(
-                closing(open_executor(Bench(str(model), tasks, Runtime(n * threads, gpu_layers)), n))
-            )
-            for name, (n, threads) in shapes.items()
-        }
+        measurers: dict[str, Measurer] = {}
+        for name, (n, threads) in shapes.items():
+            spec = kv_spec(model, keys, f"workers-{seed}", workers=n, threads=n * threads, gpu_layers=gpu_layers)
+            measurers[name] = stack.enter_context(measuring(spec, items, None))
         for i in range(rounds + 1):
-            jobs = [Job(scaling, 0, 0, items, False) for scaling in draw(info, genomes, rng)]
+            candidates = [space.express(space.newcomer(rng)) for _ in range(genomes)]
             names = list(shapes)
             for name in names[i % len(names) :] + names[: i % len(names)]:
-                started = time.perf_counter()
-                done = all_done(executors[name], jobs)
+                before, started = measurers[name].n_tokens, time.perf_counter()
+                got = measurers[name].rows(candidates, [0], range(items))
                 if i == 0:  # loads the models and tokenises the prompts
                     continue
                 took[name].append(time.perf_counter() - started)
-                rows[name] += [row for d in done for row in d.rows]
-                n_tokens += sum(sum(d.n_tokens) for d in done)
-    per_round = n_tokens / rounds / len(shapes)
+                tokens.append(measurers[name].n_tokens - before)
+                rows[name] += [row for by_task in got for row in by_task[0]]
     print(f"{keys} pairs, {rounds} rounds of {genomes} sets of scales x {items} JSON objects x 5 depths")
     for name in shapes:
         seconds = float(np.median(took[name]))
-        print(f"{name:>5} {60 * genomes / seconds:8.1f} sets per minute, {per_round / seconds:8,.0f} prompt tokens/s")
+        sets, speed = 60 * genomes / seconds, np.mean(tokens) / seconds
+        print(f"{name:>5} {sets:8.1f} sets per minute, {speed:8,.0f} prompt tokens/s")
     *others, last = shapes
     for name in others:
         print(f"{name} / {last}: {table.spread(np.array(took[last]) / np.array(took[name]))}")
         print(difference(rows[name], rows[last]))
-
-
-def draw(info: ModelInfo, n: int, rng: np.random.Generator) -> list[LayerScaling]:
-    """Bézier curves drawn from the whole space."""
-    space = make_space("bezier", info.n_layer)
-    return [LayerScaling(space.express(space.newcomer(rng)).scales, info.architecture) for _ in range(n)]
-
-
-def all_done(executor: Executor, jobs: Sequence[Job]) -> list[Done]:
-    """What came of the jobs, in their order."""
-    return [done for _, done in sorted(executor.run(jobs), key=lambda result: result[0])]
 
 
 def difference(a: Sequence[Row], b: Sequence[Row]) -> str:
@@ -271,8 +259,11 @@ def racing(
     if len(everyone) < genomes:
         raise UsageError(f"{source}: holds {len(everyone)} sets of scales, --genomes {genomes} wanted")
     candidates = [everyone[i] for i in np.linspace(0, len(everyone) - 1, genomes).round().astype(int)]
-    objective = spec.objective()
-    rows = measure(spec, objective, candidates, items, output / run_folder.LOG)
+    with measuring(spec, items, output / run_folder.LOG) as measurer, Progress(console=Console(stderr=True)) as bar:
+        job = bar.add_task("measuring", total=genomes * items)
+        got = measurer.rows(candidates, [0], range(items), on_item=lambda n: bar.advance(job, n))
+        objective, n_tokens = measurer.objective, measurer.n_tokens
+    rows = {c: by_task[0] for c, by_task in zip(candidates, got, strict=True)}
 
     def choice(stages: Sequence[tuple[int, int]], order: Sequence[int]) -> int:
         entrants = [Scored(c, 0.0) for c in candidates]
@@ -284,11 +275,12 @@ def racing(
     accuracy = np.array([[np.mean(row.value) for row in rows[c]] for c in candidates])
     best = choice([(genomes, items)], range(items))
     full = [choice([(genomes, final)], order) for order in shuffled]
+    by_set = accuracy.mean(axis=1)
     print(
-        f"{genomes} sets of scales, {items} JSON objects of {keys} pairs x 5 depths: accuracy "
-        f"{accuracy.mean(axis=1).min():.1%} to {accuracy.mean(axis=1).max():.1%}, the best set by score "
-        f"{accuracy[best].mean():.1%}\n{orders} orders of the items; full: every set on the first {final}; accuracy is "
-        f"that on the {items - final} others; regret: full's accuracy - racing's\n"
+        f"{genomes} sets of scales on {items} JSON objects of {keys} pairs x 5 depths, {n_tokens / 1e6:.1f} M tokens: "
+        f"accuracy {by_set.min():.1%} to {by_set.max():.1%}, the best set by score {by_set[best]:.1%}\n"
+        f"{orders} orders of the items; full: every set on the first {final}; accuracy: on the {items - final} others; "
+        f"regret: full's accuracy - racing's\n"
     )
     print(f"{'':18}{'items':>7}{'chooses':>10}{'the best of all':>17}{'accuracy':>16}   regret, points")
     print(f"{'rule':18}{'/ full':>7}{'as full':>10}{'race':>10}{'full':>7}{'race':>9}{'full':>7}   mean [95 %]")
@@ -304,20 +296,6 @@ def racing(
             f"   {mean:+.1f} [{low:+.1f} to {high:+.1f}]"
         )
     print("\n[95 %]: bootstrap over the items that judge, for these sets of scales")
-
-
-def measure(
-    spec: SearchSpec, objective: Objective, candidates: Sequence[Candidate], items: int, log: Path
-) -> dict[Candidate, list[Row]]:
-    """Rows of every candidate on every item, with a progress bar."""
-    tasks = [term.task for term in objective.terms]
-    with (
-        open_measurer(spec, ModelInfo.read(spec.model), objective, tasks, items, log) as measurer,
-        Progress(console=Console(stderr=True)) as bar,
-    ):
-        job = bar.add_task("measuring", total=len(candidates) * items)
-        rows = measurer.rows(candidates, [0], range(items), on_item=lambda n: bar.advance(job, n))
-    return {c: by_task[0] for c, by_task in zip(candidates, rows, strict=True)}
 
 
 def numbers(text: str, option: str, top: int) -> list[int]:
