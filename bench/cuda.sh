@@ -6,17 +6,17 @@
 # PYTHON and VENV choose the interpreter and the environment (.venv-cuda), CMAKE_ARGS adds switches for llama.cpp,
 # such as -DCMAKE_CUDA_ARCHITECTURES=90.
 set -eu
-cd "$(dirname "$0")/.."
-VENV=${VENV:-.venv-cuda}
+ROOT=$(cd "$(dirname "$0")/.." && pwd)
+VENV=${VENV:-$ROOT/.venv-cuda}
 
 command -v nvcc >/dev/null || { echo "error: no nvcc on PATH; install the CUDA toolkit" >&2; exit 1; }
 nvidia-smi -L || { echo "error: no NVIDIA GPU that its driver can use" >&2; exit 1; }
 if [ ! -e "$VENV/.built" ]; then
     "${PYTHON:-python3}" -m venv "$VENV"
     # pip would take a wheel that was once built without CUDA
-    CMAKE_ARGS="-DGGML_CUDA=on -DLLAVA_BUILD=OFF ${CMAKE_ARGS:-}" PIP_NO_CACHE_DIR=1 PIP_NO_BINARY=llama-cpp-python \
-        "$VENV/bin/python" tools/install_llama.py
+    (cd "$ROOT" && CMAKE_ARGS="-DGGML_CUDA=on -DLLAVA_BUILD=OFF ${CMAKE_ARGS:-}" PIP_NO_CACHE_DIR=1 \
+        PIP_NO_BINARY=llama-cpp-python "$VENV/bin/python" tools/install_llama.py)
     touch "$VENV/.built"
 fi
-"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check .
-exec "$VENV/bin/python" bench/cuda.py "$@"
+"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$ROOT"
+exec "$VENV/bin/python" "$ROOT/bench/cuda.py" "$@"

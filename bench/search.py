@@ -90,6 +90,7 @@ def longrope(
 ) -> None:
     """A search at LongRoPE's budget: all on a few JSON objects, the best on more, the winner on many unseen ones.
 
+    Takes some 20 minutes on 2 cores, and goes on where it was stopped.
     The same from the command line: ropebend search MODEL --keys 56 --budget 1344 --population 64 --screen 4
     --finals 32x32 --test 200 --controls uniform --workers 2
     """
@@ -239,7 +240,8 @@ def racing(
 
     A genetic search (on items of its own) makes the sets, all are measured on all items, and the search's own race is
     replayed on the measurements with the items in random orders.  Both choices are judged on the items that were in
-    neither.  LongRoPE's budget sends 32 of 1,344 to the last stage, as 2 of 84 here.
+    neither.  LongRoPE's budget sends 32 of 1,344 to the last stage, as 2 of 84 here.  Takes some 20 minutes on 2 cores;
+    what was measured is kept, so that other rules can be replayed in seconds.
     """
     rules = [(s, k) for s in numbers(screens, "--screens", final) for k in numbers(finalists, "--finalists", genomes)]
     if final >= items:
