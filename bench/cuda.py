@@ -55,7 +55,9 @@ Logits = npt.NDArray[np.float32]  # [n_tokens, n_vocab]
 
 @app.command(help=__doc__)
 def main(
-    model: Annotated[Path | None, typer.Option(help="GGUF.", show_default="a random one, written")] = None,
+    model: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="GGUF.", show_default="a random one, written")
+    ] = None,
     size: Annotated[str, typer.Option(help=f"Of the random model: {', '.join(big_model.SHAPES)}.")] = "1b",
     folder: Annotated[Path, typer.Option(help="Where the random model is written, or found again.")] = Path("."),
     gpu_layers: Annotated[int, typer.Option(min=-1, help="Layers on the GPU (-1: all; 0: try this on a CPU).")] = -1,

@@ -255,6 +255,7 @@ def racing(
         breed = begin(source, kv_spec(model, keys, f"breed-{seed}", screen=4, **common))
         if search_with_progress(source, breed)[0].interrupted:
             raise KeyboardInterrupt
+    run_folder.resume(source)  # that it is one
     spec = begin(output, kv_spec(model, keys, f"racing-{seed}", screen=items, **common))
     keys_made = dict.fromkeys(key for (key, _, _), _, _ in read_log(source / run_folder.LOG) if key is not None)
     everyone = [Candidate(*key) for key in keys_made]

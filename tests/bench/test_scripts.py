@@ -54,6 +54,8 @@ def test_racing_where_all_reach_the_final_is_full_evaluation(tmp_path: Path) -> 
         share, same, *_, mean, low, _, high = rows[rule]
         assert (share, same, mean, low, high) == ("1.00", "100%", "+0.0", "[+0.0", "+0.0]")
     assert rows["1, best 1 on 2"][0] == "0.58"
+    missing = bench("search.py", "racing", "--from", "missing", cwd=tmp_path, code=1)
+    assert "is missing the folder of a search?" in missing.stderr
 
 
 def test_the_check_for_a_gpu_passes_on_the_cpu(tmp_path: Path) -> None:
