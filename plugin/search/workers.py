@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from typing import Protocol
+
+import cloudpickle
 
 from ropebend.errors import RopebendError
 from ropebend.evaluate import Evaluator, Row, Runtime, measure, open_evaluator
@@ -120,8 +123,9 @@ class ProcessExecutor:
         threads = bench.runtime.n_threads or available_threads()
         bench = replace(bench, runtime=replace(bench.runtime, n_threads=max(1, threads // n_workers)))
         self._pool = ProcessPoolExecutor(
-            n_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start, initargs=(bench,)
-        )
+            n_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start,
+            initargs=(cloudpickle.dumps(bench),),  # a task of the user's own has classes that no worker could import
+        )  # fmt: skip
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Done]]:
         """As they are done.  Raises RopebendError if a worker dies (nothing that was done is lost)."""
@@ -144,11 +148,11 @@ class ProcessExecutor:
 _worker: Worker | RopebendError | None = None
 
 
-def _start(bench: Bench) -> None:
+def _start(bench: bytes) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then tells us to stop
     try:
-        _worker = Worker(bench)
+        _worker = Worker(pickle.loads(bench))
     except RopebendError as e:
         _worker = e  # an initializer that raises would only say that the pool is broken
 

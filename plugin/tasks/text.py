@@ -36,11 +36,12 @@ class Perplexity(TextTask):
         if length < 8:
             raise RopebendError(f"perplexity: expected a length of at least 8 tokens, got {length}")
         self.text, self.length = text, length
+        self._content = read_text(text)  # at once: a worker that gets this task needs no file
         self._tokens: list[int] = []
 
     def prepare(self, tokenize: Tokenize) -> None:
         """Tokenise the text once."""
-        self._tokens = tokenize(read_text(self.text))
+        self._tokens = tokenize(self._content)
         self.n_items = len(self._tokens) // self.length
         if self.n_items < 1:
             raise RopebendError(f"{self.text}: {len(self._tokens)} tokens do not fill a window of {self.length}")

@@ -30,6 +30,16 @@ from ropebend.tasks.text import Perplexity
 NEEDLE = str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf")
 KV = TaskSpec(name="kv", options={"keys": 6, "depths": [0.0, 1.0]})
 
+OWN_TASK = """
+from ropebend.tasks.kv import KVRetrieval
+
+class Last(KVRetrieval):
+    name = "last"
+
+def task(keys):
+    return Last(keys=int(keys), depths=[1.0])
+"""
+
 
 def spec(**changes: Any) -> SearchSpec:
     small = {"model": NEEDLE, "tasks": (KV,), "controls": ("uniform",), "budget": "16", "screen": 1, "threads": 1}
@@ -63,6 +73,15 @@ def test_two_workers_find_the_same_factors_as_one(plain: tuple[Path, LayerScalin
     _, layers = run_folder.run_in(tmp_path, started)
     assert layers.layer_scale == plain[1].layer_scale
     assert layers.provenance["scores"] == plain[1].provenance["scores"]
+
+
+def test_workers_run_a_task_of_your_own(tmp_path: Path) -> None:
+    """Its classes can be imported nowhere, so they travel with it."""
+    (tmp_path / "mine.py").write_text(OWN_TASK)
+    mine = (TaskSpec(name=str(tmp_path / "mine.py"), options={"keys": "4"}),)
+    one, two = (run_search(spec(tasks=mine, budget="8", workers=n, threads=n)) for n in (1, 2))
+    assert one.layers == two.layers
+    assert one.tests["unscaled"][0].value.tolist() == two.tests["unscaled"][0].value.tolist()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
