@@ -55,7 +55,7 @@ def eval_command(
     from ropebend.evaluate import Runtime, evaluate, open_evaluator
     from ropebend.files import write_json
     from ropebend.model import Model, scaling_for
-    from ropebend.search.folder import versions
+    from ropebend.search.origin import versions
     from ropebend.tasks import make_task
 
     measured = make_task(task, options)

@@ -70,7 +70,29 @@ def search_command(
     weights: Annotated[str | None, typer.Option(help="Weight of each depth in the score (default: all alike).")] = None,
     worst: Annotated[float, typer.Option(min=0, max=1, help="Weight of the worst depth beside the mean.")] = 0.2,
     seed: o.Seed = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the threads are shared out among them.")] = 1,
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to measure. local: processes on this machine; ray: actors of a Ray cluster, each with a GPU "
+            "(--gpu-layers) and --threads cores (0: all alike).",
+            show_default="local",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes, among which the threads are shared out; with ray: actors.",
+            show_default="1; with ray as many as the cluster has room for",
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT of a Ray cluster that this machine belongs to.",
+            show_default="RAY_ADDRESS, or the cluster running here, or a new one",
+        ),
+    ] = None,
     threads: o.Threads = 0,
     batch_size: o.BatchSize = 512,
     ubatch_size: o.UbatchSize = 256,
@@ -88,6 +110,7 @@ def search_command(
         raise UsageError("expected a MODEL, or --resume FOLDER, and not both")
     if resume is not None:
         spec, changed = folder.resume(resume)
+        spec = with_place(spec, executor, workers, ray_address)
         for line in changed:
             typer.echo(f"warning: {line}; figures may differ in the last bits", err=True)
         output = resume
@@ -105,9 +128,10 @@ def search_command(
             model=str(model), task=task, options=options, also=also, transfer=transfer, method=method, factor=factor,
             factor_range=factor_range, genome=genome, optimiser=optimiser, controls=controls, budget=budget,
             population=population, screen=screen, finals=finals, test=test, depth_weights=by_depth, worst=worst,
-            seed=seed, workers=workers, threads=threads, gpu_layers=n_gpu_layers, batch_size=batch_size,
-            ubatch_size=ubatch_size, flash_attn=flash_attn,
+            seed=seed, threads=threads, gpu_layers=n_gpu_layers, batch_size=batch_size, ubatch_size=ubatch_size,
+            flash_attn=flash_attn,
         )  # fmt: skip
+        spec = with_place(spec, executor, workers, ray_address)
         o.check_writable(output / "factors.json")
         spec = folder.start(output, spec, force=force)
 
@@ -160,6 +184,22 @@ def make_spec(
     )  # fmt: skip
 
 
+def with_place(spec: SearchSpec, executor: str | None, workers: int | None, ray_address: str | None) -> SearchSpec:
+    """The spec with the place that was asked for, which a resumed search may change.  Raises UsageError."""
+    from ropebend.search.workers import require_ray
+
+    if executor not in (None, "local", "ray"):
+        raise UsageError(f"--executor: expected local or ray, got {executor!r}")
+    if executor is not None:
+        spec = spec.model_copy(update={"executor": executor, "workers": None, "ray_address": None})
+    if spec.executor == "ray":
+        require_ray()
+    elif ray_address is not None:
+        raise UsageError("--ray-address needs --executor ray")
+    given = {k: v for k, v in (("workers", workers), ("ray_address", ray_address)) if v is not None}
+    return spec.model_copy(update=given)
+
+
 def search_with_progress(folder: Path, spec: SearchSpec) -> tuple[Outcome, LayerScaling]:
     """Run a search in its folder with a live view: best and mean score, evaluations, time left."""
     from rich.console import Console
@@ -186,6 +226,9 @@ def search_with_progress(folder: Path, spec: SearchSpec) -> tuple[Outcome, Layer
             def __init__(self) -> None:
                 self.bars: dict[str, Any] = {}
                 self.best: dict[str, list[float]] = {}
+
+            def note(self, text: str) -> None:
+                console.print(text, markup=False)
 
             def started(self, cost: Cost) -> None:
                 names = ", ".join(name for name, *_ in spec.searches())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,9 @@ from pydantic import ValidationError
 from ropebend.errors import RopebendError, UsageError
 from ropebend.files import write_json
 from ropebend.scaling import LayerScaling
+from ropebend.search.origin import file_digest, versions
 from ropebend.search.run import Listener, Outcome, run_search
-from ropebend.search.spec import SearchSpec
+from ropebend.search.spec import PLACE, SearchSpec
 from ropebend.search.verdict import compare
 
 FORMAT = "ropebend-search/1"
@@ -97,31 +97,10 @@ def with_provenance(outcome: Outcome, model_sha256: str) -> LayerScaling:
         "model": {"file": Path(spec.model).name, "sha256": model_sha256},
         "tasks": [t.config() for t in outcome.tasks[: len(spec.tasks)]],
         "n_ctx": outcome.n_ctx,
-        "search": {**spec.model_dump(mode="json", exclude={"model", "tasks", "transfer"})},
+        "search": {**spec.model_dump(mode="json", exclude={"model", "tasks", "transfer", *PLACE})},
         "evaluations": {name: f.n_evaluated for name, f in outcome.found.items()},
         "interrupted": outcome.interrupted,
         "scores": scores,
         "versions": versions(),
     }
     return replace(outcome.layers, provenance=provenance)
-
-
-def versions() -> dict[str, str]:
-    """Versions that decide the figures."""
-    import llama_cpp
-
-    import ropebend
-
-    return {"ropebend": ropebend.__version__, "llama_cpp_python": llama_cpp.__version__, "numpy": np.__version__}
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, hex.  Raises RopebendError if it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
-    except OSError as e:
-        raise RopebendError(f"{path}: {e.strerror}") from None
-    return digest.hexdigest()

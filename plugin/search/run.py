@@ -104,6 +104,9 @@ class Outcome:
 class Listener:
     """Hears how a run goes on; does nothing by itself."""
 
+    def note(self, text: str) -> None:
+        """Something happened to the workers, in words."""
+
     def started(self, cost: Cost) -> None:
         """The model is loaded and one item was measured."""
 
@@ -123,17 +126,19 @@ def run_search(spec: SearchSpec, log: Path | None = None, listener: Listener | N
     Ctrl-C ends it early with what is there.  Raises RopebendError if the model cannot take scales, or if a task has
     too few items.
     """
+    listener = listener or Listener()
     info = ModelInfo.read(spec.model)
     objective = spec.objective()
     tasks = (*(t.task for t in objective.terms), *(t.make() for t in spec.transfer))
-    with open_measurer(spec, info, objective, tasks, spec.n_search + spec.test, log) as measurer:
-        return _Run(spec, info, tasks, measurer, listener or Listener()).go()
+    with open_measurer(spec, info, objective, tasks, spec.n_search + spec.test, log, listener) as measurer:
+        return _Run(spec, info, tasks, measurer, listener).go()
 
 
 @contextmanager
 def open_measurer(
-    spec: SearchSpec, info: ModelInfo, objective: Objective, tasks: Sequence[Task], n_items: int, log: Path | None
-) -> Iterator[Measurer]:
+    spec: SearchSpec, info: ModelInfo, objective: Objective, tasks: Sequence[Task], n_items: int, log: Path | None,
+    listener: Listener | None = None,
+) -> Iterator[Measurer]:  # fmt: skip
     """What measures as the spec says, on n_items of each task (those of the objective first).
 
     Raises RopebendError if the model cannot take scales.
@@ -142,8 +147,9 @@ def open_measurer(
     check_supported(info, base)
     base = base.with_original_context(info.n_ctx_train)
     bench = Bench(spec.model, tuple((t, n_items) for t in tasks), spec.runtime)
+    note = (listener or Listener()).note
     with (
-        closing(open_executor(bench, spec.workers)) as executor,
+        closing(open_executor(bench, spec.executor, spec.workers, spec.ray_address, note)) as executor,
         closing(Measurer(objective, base, executor, log)) as measurer,
     ):
         yield measurer

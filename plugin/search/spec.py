@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,7 @@ from ropebend.tasks import Task, make_task, option_types
 
 CONTROLS = ("uniform", "line", "free", "random")
 UNIFORM_BUDGET = 48  # evaluations; one gene needs no more
+PLACE = ("executor", "workers", "ray_address")  # fields that say where to measure: they do not change the result
 
 
 class _Strict(BaseModel):
@@ -63,6 +64,8 @@ class SearchSpec(_Strict):
     finals    (candidates, items) in turn: so many of the best are measured on so many items
     test      items on which the winners are judged; never seen before
     controls  "uniform", "line", "free", "random": what the result is compared with
+    executor  "local": `workers` processes (None: 1) that share `threads`; "ray": actors of the cluster at `ray_address`
+              (None: see `ray.init`), `workers` of them (None: as many as fit) with `threads` each
     """
 
     model: str
@@ -82,7 +85,9 @@ class SearchSpec(_Strict):
     depth_weights: tuple[float, ...] | None = None
     worst: float = 0.2
     seed: int = 1
-    workers: int = 1
+    executor: Literal["local", "ray"] = "local"
+    workers: int | None = None
+    ray_address: str | None = None
     threads: int = 0
     gpu_layers: int = 0
     batch_size: int = 512

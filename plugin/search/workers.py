@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import pickle
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Protocol
 
 import cloudpickle
 
-from ropebend.errors import RopebendError
+from ropebend.errors import RopebendError, UsageError
 from ropebend.evaluate import Evaluator, Row, Runtime, measure, open_evaluator
 from ropebend.model import Closing, Model, available_threads
 from ropebend.scaling import LayerScaling
@@ -164,6 +165,19 @@ def _run(job: Job) -> Done:
     return _worker.run(job)
 
 
-def open_executor(bench: Bench, n_workers: int) -> Executor:
-    """n_workers processes; 1: this one."""
-    return LocalExecutor(bench) if n_workers == 1 else ProcessExecutor(bench, n_workers)
+def open_executor(
+    bench: Bench, executor: str, n_workers: int | None, ray_address: str | None, note: Callable[[str], None]
+) -> Executor:
+    """The executor "local" (1 worker, or n_workers processes) or "ray" (see `ray_executor.RayExecutor`)."""
+    if executor == "ray":
+        require_ray()
+        from ropebend.search.ray_executor import RayExecutor
+
+        return RayExecutor(bench, n_workers, ray_address, note)
+    return LocalExecutor(bench) if n_workers in (None, 1) else ProcessExecutor(bench, n_workers)
+
+
+def require_ray() -> None:
+    """Raise UsageError if Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError('executor ray: Ray is not installed; pip install "ropebend[ray]"')

@@ -164,6 +164,8 @@ def test_doctor_on_a_yarn_model_where_the_flag_means_something_else(tmp_path: Pa
         (["search", NEEDLE, "--optimiser", "x"], 2, "--optimiser: expected one of ga, cma, random"),
         (["search", NEEDLE, "--also", "kv:keys"], 2, "expected NAME:option=value"),
         (["search", NEEDLE, "--method", "ntk", "--factor-range", "2,4"], 2, "--factor-range: expected LOW,HIGH"),
+        (["search", NEEDLE, "--executor", "x"], 2, "--executor: expected local or ray, got 'x'"),
+        (["search", NEEDLE, "--ray-address", "a:1"], 2, "--ray-address needs --executor ray"),
         (["search", "--resume", "none"], 1, "is none the folder of a search?"),
         (["eval", NEEDLE, "--depths", "0,2"], 2, "--depths: expected numbers in [0, 1]"),
         (["eval", NEEDLE, "--depths", "a"], 2, "--depths: expected numbers separated by commas"),

@@ -6,16 +6,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from small_search import KV, NEEDLE, spec
 
 from ropebend import LayerScaling, RopebendError
 from ropebend.evaluate import Evaluation, Row
-from ropebend.search import Listener, SearchSpec, TaskSpec, run_search, verdict
+from ropebend.search import Listener, TaskSpec, run_search, verdict
 from ropebend.search import folder as run_folder
 from ropebend.search.measure import CHUNK, Measurer
 from ropebend.search.objective import Objective, Term, depth_weights
@@ -27,9 +27,6 @@ from ropebend.search.workers import Done, Job
 from ropebend.tasks.kv import KVRetrieval
 from ropebend.tasks.text import Perplexity
 
-NEEDLE = str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf")
-KV = TaskSpec(name="kv", options={"keys": 6, "depths": [0.0, 1.0]})
-
 OWN_TASK = """
 from ropebend.tasks.kv import KVRetrieval
 
@@ -39,11 +36,6 @@ class Last(KVRetrieval):
 def task(keys):
     return Last(keys=int(keys), depths=[1.0])
 """
-
-
-def spec(**changes: Any) -> SearchSpec:
-    small = {"model": NEEDLE, "tasks": (KV,), "controls": ("uniform",), "budget": "16", "screen": 1, "threads": 1}
-    return SearchSpec(**{**small, "finals": ((3, 2),), "test": 2, "population": 6, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,14 @@
+"""A search on the bundled model that takes a second or two, for tests of what goes on around it."""
+
+from importlib import resources
+from typing import Any
+
+from ropebend.search import SearchSpec, TaskSpec
+
+NEEDLE = str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf")
+KV = TaskSpec(name="kv", options={"keys": 6, "depths": [0.0, 1.0]})
+
+
+def spec(**changes: Any) -> SearchSpec:
+    small = {"model": NEEDLE, "tasks": (KV,), "controls": ("uniform",), "budget": "16", "screen": 1, "threads": 1}
+    return SearchSpec(**{**small, "finals": ((3, 2),), "test": 2, "population": 6, **changes})
