@@ -52,8 +52,8 @@ def accuracy(title: str, results: Mapping[str, Evaluation]) -> bytes:
     return _png(title, 7, draw)
 
 
-def scales(title: str, found: Mapping[str, Found], main: str) -> bytes:
-    """The scales of each winner by layer; of the main search the runners-up too."""
+def scales(title: str, found: Mapping[str, Found], main: str | None) -> bytes:
+    """The scales of each winner by layer; of the main search (None: there is none) the runners-up too."""
 
     def draw(axes: Any) -> None:
         axes.axhline(1.0, color=COLOURS[0], linewidth=1)

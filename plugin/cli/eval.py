@@ -102,9 +102,9 @@ def accuracy_table(rows: list[tuple[str, Evaluation]]) -> str:
     width = max(len(name) for name, _ in rows) + 2
     if first.is_text:
         return "\n".join([f"{name.ljust(width)}{figure(result)}" for name, result in rows])
-    lines = ["depth".ljust(width) + "".join(f"{d:>16g}" for d in first.depths) + "mean".rjust(16)]
+    lines = ["depth".ljust(width) + "".join(f"{d:>16g}" for d in first.depths) + "mean".rjust(18)]
     for name, result in rows:
-        lines.append(name.ljust(width) + "".join(cell.rjust(16) for cell in [*by_depth(result), figure(result)]))
+        lines.append(name.ljust(width) + "".join(c.rjust(16) for c in by_depth(result)) + figure(result).rjust(18))
     lines.append("[a–b]: 95 % interval (per depth Wilson; mean: bootstrap over items)")
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,6 +71,12 @@ def search_command(
     weights: Annotated[str | None, typer.Option(help="Weight of each depth in the score (default: all alike).")] = None,
     worst: Annotated[float, typer.Option(min=0, max=1, help="Weight of the worst depth beside the mean.")] = 0.2,
     seed: o.Seed = 1,
+    repeat: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Search so many times, with this seed and the next ones, each with its own items, and compare."
+        ),
+    ] = 1,
     executor: Annotated[
         str | None,
         typer.Option(
@@ -104,45 +111,57 @@ def search_command(
     The best uniform scale and other controls are searched under the same rules, and all winners are judged on test
     items the search has never seen.  The run folder gets factors.json, report.html and every measurement.
     """
-    from ropebend.search import folder
+    from ropebend.search import folder, seeds
 
     if (model is None) == (resume is None):
         raise UsageError("expected a MODEL, or --resume FOLDER, and not both")
     if resume is not None:
-        spec, changed = folder.resume(resume)
-        spec = with_place(spec, executor, workers, ray_address)
-        for line in changed:
-            typer.echo(f"warning: {line}; figures may differ in the last bits", err=True)
-        output = resume
+        output, runs = resume, []
+        for part in seeds.folders_in(resume) or [resume]:
+            spec, changed = folder.resume(part)
+            runs.append((part, with_place(spec, executor, workers, ray_address)))
+            for line in changed:
+                typer.echo(f"warning: {line}; figures may differ in the last bits", err=True)
     else:
         assert model is not None
         at = o.numbers(depths, "--depths", 0, 1)
         by_depth = o.numbers(weights, "--weights") if weights is not None else None
         if by_depth is not None and (len(by_depth) != len(at) or sum(by_depth) == 0):
             raise UsageError(f"--weights: expected one number per depth ({len(at)}), not all zero, got {weights!r}")
-        options = o.task_options(
-            task, seed=f"search-{seed}", depths=at, extra=task_option, keys=keys, length=length, documents=documents,
-            data=data, text=text, protocol=protocol,
-        )  # fmt: skip
-        spec = make_spec(
-            model=str(model), task=task, options=options, also=also, transfer=transfer, method=method, factor=factor,
-            factor_range=factor_range, genome=genome, optimiser=optimiser, controls=controls, budget=budget,
-            population=population, screen=screen, finals=finals, test=test, depth_weights=by_depth, worst=worst,
-            seed=seed, threads=threads, gpu_layers=n_gpu_layers, batch_size=batch_size, ubatch_size=ubatch_size,
-            flash_attn=flash_attn,
-        )  # fmt: skip
-        spec = with_place(spec, executor, workers, ray_address)
+        specs = []
+        for each in range(seed, seed + repeat):
+            options = o.task_options(
+                task, seed=f"search-{each}", depths=at, extra=task_option, keys=keys, length=length,
+                documents=documents, data=data, text=text, protocol=protocol,
+            )  # fmt: skip
+            spec = make_spec(
+                model=str(model), task=task, options=options, also=also, transfer=transfer, method=method,
+                factor=factor, factor_range=factor_range, genome=genome, optimiser=optimiser, controls=controls,
+                budget=budget, population=population, screen=screen, finals=finals, test=test, depth_weights=by_depth,
+                worst=worst, seed=each, threads=threads, gpu_layers=n_gpu_layers, batch_size=batch_size,
+                ubatch_size=ubatch_size, flash_attn=flash_attn,
+            )  # fmt: skip
+            specs.append(with_place(spec, executor, workers, ray_address))
         o.check_writable(output / "factors.json")
-        spec = folder.start(output, spec, force=force)
+        runs = seeds.start(output, specs, force=force)
 
-    outcome, _ = search_with_progress(output, spec)
-    print_outcome(outcome)
-    print(f"\nwrote {output / 'factors.json'}" + (f" and {output / 'report.html'}" if outcome.tests else ""))
-    if outcome.interrupted:
-        print(f"go on:  ropebend search --resume {output}")
-    print(f"next:   ropebend add-scales {Path(spec.model)} {output / 'factors.json'}")
-    if outcome.interrupted:
-        raise typer.Exit(130)
+    outcomes: list[Outcome] = []
+    for part, spec in runs:
+        if len(runs) > 1:
+            print(f"seed {spec.seed}, {len(outcomes) + 1} of {len(runs)}")
+        outcome, _ = search_with_progress(part, spec)
+        outcomes.append(outcome)
+        print_outcome(outcome)
+        print(f"\nwrote {part / 'factors.json'}" + (f" and {part / 'report.html'}" if outcome.tests else ""))
+        if outcome.interrupted:
+            print(f"go on:  ropebend search --resume {output}")
+        print(f"next:   ropebend add-scales {Path(spec.model)} {part / 'factors.json'}\n")
+        if outcome.interrupted:
+            raise typer.Exit(130)
+    if len(runs) > 1:
+        seeds.write_summary(output, outcomes)
+        print_summary(outcomes)
+        print(f"\nwrote {output / 'report.html'}")
 
 
 def make_spec(
@@ -276,16 +295,25 @@ def print_outcome(outcome: Outcome) -> None:
     """The table on test items, the scales, and what they are worth."""
     from ropebend.cli.eval import accuracy_table
     from ropebend.cli.show import render
-    from ropebend.search.report import summary, title_of
+    from ropebend.search.report import describe, summary, title_of
     from ropebend.search.verdict import verdict
 
     print(f"{title_of(outcome)}\n{summary(outcome)}\n\n{render(outcome.layers)}\n")
     for i, task in enumerate(outcome.tasks):
         if outcome.tests:
             if len(outcome.tasks) > 1:
-                print(f"{task.name}" + ("" if i < len(outcome.spec.tasks) else " (transfer: not searched on)"))
+                print(describe(task) + ("" if i < len(outcome.spec.tasks) else " (transfer: not searched on)"))
             print(accuracy_table([(_named(outcome, name), by_task[i]) for name, by_task in outcome.tests.items()]))
     print(verdict(outcome))
+
+
+def print_summary(outcomes: Sequence[Outcome]) -> None:
+    """The test items of all seeds together, and how far the seeds differ."""
+    from ropebend.cli.eval import accuracy_table
+    from ropebend.search import seeds
+
+    print(f"all {len(outcomes)} seeds\n{accuracy_table([*seeds.pooled(outcomes).items()])}")
+    print(seeds.verdict_on_all(outcomes))
 
 
 def _named(outcome: Outcome, name: str) -> str:

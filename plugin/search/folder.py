@@ -24,13 +24,7 @@ CONFIG, LOG, FACTORS = "config.json", "evaluations.jsonl", "factors.json"
 
 def start(folder: Path, spec: SearchSpec, *, force: bool = False) -> SearchSpec:
     """Make a run folder for a new search.  Raises UsageError if one is there already (force: it is thrown away)."""
-    if (folder / CONFIG).exists() or (folder / LOG).exists():
-        if not force:
-            raise UsageError(
-                f"{folder}: holds a search already; go on with --resume {folder}, or --force to start anew"
-            )
-        (folder / LOG).unlink(missing_ok=True)
-        (folder / FACTORS).unlink(missing_ok=True)
+    check_free(folder, force=force)
     spec = spec.model_copy(update={"model": str(Path(spec.model).absolute())})
     config = {
         "format": FORMAT,
@@ -40,6 +34,16 @@ def start(folder: Path, spec: SearchSpec, *, force: bool = False) -> SearchSpec:
     }
     write_json(folder / CONFIG, config)
     return spec
+
+
+def check_free(folder: Path, *, force: bool) -> None:
+    """Raise UsageError if a search is there already; force: throw it away."""
+    if not ((folder / CONFIG).exists() or (folder / LOG).exists()):
+        return
+    if not force:
+        raise UsageError(f"{folder}: holds a search already; go on with --resume {folder}, or --force to start anew")
+    for name in (CONFIG, LOG, FACTORS):
+        (folder / name).unlink(missing_ok=True)
 
 
 def resume(folder: Path) -> tuple[SearchSpec, list[str]]:

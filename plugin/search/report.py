@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 
@@ -14,38 +15,69 @@ from ropebend import plot
 from ropebend.evaluate import Evaluation
 from ropebend.files import write_bytes
 from ropebend.search.run import Outcome
+from ropebend.search.spec import SearchSpec
 from ropebend.search.verdict import by_depth, compare, figure, gain, verdict
+from ropebend.tasks.task import Task
+
+
+class Picture(NamedTuple):
+    """A PNG of a report; name: of its file in the folder."""
+
+    title: str
+    name: str
+    data: bytes
 
 
 def write_report(folder: Path, outcome: Outcome) -> None:
     """Write report.html and its pictures into the run folder."""
     title = title_of(outcome)
     tests = {name: by_task[0] for name, by_task in outcome.tests.items()}
-    pictures = [("Scales", "scales.png", plot.scales(title, outcome.found, outcome.spec.label))]
-    pictures.append(("Best score by generation", "scores.png", plot.scores(title, outcome.found)))
+    pictures = [
+        Picture("Scales", "scales.png", plot.scales(title, outcome.found, outcome.spec.label)),
+        Picture("Best score by generation", "scores.png", plot.scores(title, outcome.found)),
+    ]
     if not next(iter(tests.values())).is_text:
-        pictures.append(("Accuracy by depth", "accuracy.png", plot.accuracy(title, tests)))
-    for _, name, data in pictures:
-        write_bytes(folder / name, data)
+        pictures.append(Picture("Accuracy by depth", "accuracy.png", plot.accuracy(title, tests)))
+    write_page(folder, title, verdict(outcome), summary(outcome), _tables(outcome), pictures, outcome.spec)
+
+
+def write_page(
+    folder: Path, title: str, verdict: str, summary: str, tables: Sequence[dict[str, Any]], pictures: Sequence[Picture],
+    spec: SearchSpec,
+) -> None:  # fmt: skip
+    """Write report.html, with everything in it, and the pictures beside it.
+
+    tables  each with title, head (cells), rows (of cells) and note
+    """
+    for picture in pictures:
+        write_bytes(folder / picture.name, picture.data)
     template = jinja2.Environment(autoescape=True).from_string(
         resources.files("ropebend.search").joinpath("report.html.jinja").read_text()
     )
     html = template.render(
         title=title,
-        verdict=verdict(outcome),
-        summary=summary(outcome),
-        tables=_tables(outcome),
-        pictures=[{"title": t, "data": base64.b64encode(d).decode()} for t, _, d in pictures],
-        config=json.dumps(outcome.spec.model_dump(mode="json", exclude={"model"}), indent=2),
+        verdict=verdict,
+        summary=summary,
+        tables=tables,
+        pictures=[{"title": p.title, "data": base64.b64encode(p.data).decode()} for p in pictures],
+        config=json.dumps(spec.model_dump(mode="json", exclude={"model"}), indent=2),
     )
     write_bytes(folder / "report.html", html.encode())
 
 
 def title_of(outcome: Outcome) -> str:
     """Model, task and length."""
-    config = outcome.tasks[0].config()
-    what = f"{config['keys']} key-value pairs" if "keys" in config else str(config["name"])
-    return f"{outcome.info.name}: {what}, up to {outcome.n_ctx} tokens (trained at {outcome.info.n_ctx_train})"
+    name, trained = outcome.info.name, outcome.info.n_ctx_train
+    return f"{name}: {describe(outcome.tasks[0])}, up to {outcome.n_ctx} tokens (trained at {trained})"
+
+
+def describe(task: Task) -> str:
+    """A task and its size in a few words."""
+    config = task.config()
+    if "keys" in config:
+        return f"{config['keys']} key-value pairs"
+    sizes = [f"{k} {config[k]}" for k in ("length", "documents") if k in config]
+    return " ".join([str(config["name"]), *sizes])
 
 
 def summary(outcome: Outcome) -> str:
@@ -69,7 +101,7 @@ def _tables(outcome: Outcome) -> list[dict[str, Any]]:
         )
         out.append(
             {
-                "title": f"{task.name} ({part})",
+                "title": f"{describe(task)} ({part})",
                 "head": [
                     "scales",
                     "perplexity" if is_text else "accuracy",

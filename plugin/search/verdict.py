@@ -56,14 +56,15 @@ def gain(c: Comparison, *, is_text: bool) -> str:
     return f"{100 * c.mean:+.1f} points ({100 * c.low:+.1f} to {100 * c.high:+.1f}), p = {c.p:.2g}"
 
 
-def verdict(outcome: Outcome, task: int = 0) -> str:
-    """The result against the best uniform scale, or else against the unscaled model, on one task's test items."""
-    if not outcome.tests:
-        return "The search was interrupted: these are the best scales so far, not judged on test items."
-    main = outcome.spec.label
-    other = "uniform" if "uniform" in outcome.tests and outcome.spec.genome != "uniform" else "unscaled"
-    what = {"uniform": "the best uniform scale", "unscaled": "the unscaled model"}[other]
-    mine, theirs = outcome.tests[main][task], outcome.tests[other][task]
+def rival(outcome: Outcome) -> tuple[str, str]:
+    """What the result must beat, by name and in words: the best uniform scale, or else the unscaled model."""
+    if "uniform" in outcome.tests and outcome.spec.genome != "uniform":
+        return "uniform", "the best uniform scale"
+    return "unscaled", "the unscaled model"
+
+
+def sentence(mine: Evaluation, theirs: Evaluation, what: str) -> str:
+    """The layer scales against `what`, on the same test items."""
     c = compare(mine, theirs)
     figures = gain(c, is_text=mine.is_text)
     if len(mine.value) < MIN_TEST:
@@ -73,3 +74,11 @@ def verdict(outcome: Outcome, task: int = 0) -> str:
     if c.high < 0:
         return f"Layer scales do WORSE than {what}: {figures} on {len(mine.value)} test items. Use the others."
     return f"Layer scales against {what}: {figures} on {len(mine.value)} test items, which is within noise."
+
+
+def verdict(outcome: Outcome) -> str:
+    """The result against the best uniform scale, or else against the unscaled model, on the first task's test items."""
+    if not outcome.tests:
+        return "The search was interrupted: these are the best scales so far, not judged on test items."
+    other, what = rival(outcome)
+    return sentence(outcome.tests[outcome.spec.label][0], outcome.tests[other][0], what)

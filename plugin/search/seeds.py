@@ -1,0 +1,108 @@
+"""The same search under several seeds, each with its own draws and its own items: how far the seed decides."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ropebend import plot
+from ropebend.errors import UsageError
+from ropebend.evaluate import Evaluation
+from ropebend.search import folder as run_folder
+from ropebend.search.report import Picture, describe, write_page
+from ropebend.search.run import Outcome
+from ropebend.search.spec import SearchSpec
+from ropebend.search.verdict import compare, figure, gain, rival, sentence
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The run folders of a search under several seeds, by seed; none if it is something else."""
+    found = {int(f.name[5:]): f for f in folder.glob("seed-*") if f.name[5:].isdecimal()}
+    return [found[seed] for seed in sorted(found)]
+
+
+def start(folder: Path, specs: Sequence[SearchSpec], *, force: bool = False) -> list[tuple[Path, SearchSpec]]:
+    """Make run folders: the folder itself for one search, seed-1, seed-2 … in it for several.
+
+    Raises UsageError if it holds a search already (force: it is thrown away).
+    """
+    old = folders_in(folder)
+    if old and not force:
+        raise UsageError(f"{folder}: holds searches already; go on with --resume {folder}, or --force to start anew")
+    for part in old:
+        shutil.rmtree(part)
+    if len(specs) == 1:
+        return [(folder, run_folder.start(folder, specs[0], force=force))]
+    run_folder.check_free(folder, force=force)
+    parts = [folder / f"seed-{spec.seed}" for spec in specs]
+    return [(part, run_folder.start(part, spec)) for part, spec in zip(parts, specs, strict=True)]
+
+
+def pooled(outcomes: Sequence[Outcome]) -> dict[str, Evaluation]:
+    """Test results on the first task by name of the scales, the items of all seeds one after another.
+
+    Only of scales that every seed has.  An interval over them is one over items, for searches like these.
+    """
+    names = [n for n in outcomes[0].tests if all(n in o.tests for o in outcomes)]
+    parts = {n: [o.tests[n][0] for o in outcomes] for n in names}
+    return {
+        n: Evaluation(p[0].depths, np.concatenate([e.value for e in p]), np.concatenate([e.logprob for e in p]))
+        for n, p in parts.items()
+    }
+
+
+def verdict_on_all(outcomes: Sequence[Outcome]) -> str:
+    """The layer scales of all seeds against the control, and from which to which gain the seeds lead."""
+    first = outcomes[0]
+    other, what = rival(first)
+    everything = pooled(outcomes)
+    line = sentence(everything[first.spec.label], everything[other], what)
+    gains = [compare(o.tests[first.spec.label][0], o.tests[other][0]).mean for o in outcomes]
+    if everything[other].is_text:
+        low, high = (100 * np.expm1(-x) for x in (max(gains), min(gains)))
+        return f"{line} By seed: {low:+.1f} to {high:+.1f} % perplexity."
+    return f"{line} By seed: {100 * min(gains):+.1f} to {100 * max(gains):+.1f} points."
+
+
+def write_summary(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """report.html and a picture of all winners, of finished searches that differ in their seeds only."""
+    first = outcomes[0]
+    main = first.spec.label
+    seeds = [o.spec.seed for o in outcomes]
+    title = f"{first.info.name}: {main} under {len(seeds)} seeds"
+    everything = pooled(outcomes)
+    is_text = everything[main].is_text
+    rows: list[list[Any]] = [
+        [
+            name,
+            *(figure(o.tests[name][0]) for o in outcomes),
+            figure(result),
+            "" if name == main else gain(compare(everything[main], result), is_text=is_text),
+        ]
+        for name, result in everything.items()
+    ]
+    measure = "perplexity" if is_text else "accuracy"
+    tables = [
+        {
+            "title": f"{describe(first.tasks[0])}: {measure} on test items",
+            "head": ["scales", *(f"seed {s}" for s in seeds), "all", f"{main} against it"],
+            "rows": rows,
+            "note": "Every seed has its own items (unless they come from a file) and its own draws. Brackets: 95 % "
+            "bootstrap intervals over items; p: paired sign-flip test by item.",
+        },
+        {
+            "title": "Winners",
+            "head": ["seed", "scales by layer"],
+            "rows": [[o.spec.seed, " ".join(f"{s:g}" for s in o.layers.layer_scale)] for o in outcomes],
+            "note": "",
+        },
+    ]
+    winners = {f"seed {o.spec.seed}": o.main for o in outcomes}
+    pictures = [Picture("Scales", "scales.png", plot.scales(title, winners, None))]
+    spent = sum(o.n_tokens for o in outcomes) / 1e6, sum(o.seconds for o in outcomes) / 60
+    summary = f"{spent[0]:.1f} M prompt tokens, {spent[1]:.1f} minutes; each seed's own report is in its folder."
+    write_page(folder, title, verdict_on_all(outcomes), summary, tables, pictures, first.spec)
