@@ -6,6 +6,7 @@
 
 #define _GNU_SOURCE // RTLD_NEXT, dladdr, dl_iterate_phdr
 #include "ggml_layout.h"
+#include "gguf_metadata.h"
 #include "gguf_scan.h"
 #include "graph_owner.h"
 #include "rope_plan.h"
@@ -209,6 +210,16 @@ static bool is_known(const char * path) {
     return f != NULL;
 }
 
+// Some tools repeat the whole metadata in every part; llama.cpp reads the first one's.
+static bool is_later_part(const struct gguf_context * gguf) {
+    struct gguf_metadata_value v;
+    uint16_t                   number = 0;
+    if (gguf_metadata_get(&api, gguf, "split.no", &v) == GGUF_METADATA_FOUND && v.type == GGUF_U16 && !v.array) {
+        memcpy(&number, v.data, sizeof(number));
+    }
+    return number > 0;
+}
+
 static void learn(const struct gguf_context * gguf, FILE * file, const char * path) {
     if (gguf == NULL || !gguf_scan_has_prefix(fileno(file), "general.architecture")) {
         return; // no model, or the second part of one: the buffers to come are still those of the file before
@@ -216,6 +227,10 @@ static void learn(const struct gguf_context * gguf, FILE * file, const char * pa
     pthread_mutex_lock(&lock);
     struct scaled_file * scales = NULL;
     const char *         reason = prepare(); // in any case: the caches of unscaled models must be known, too
+    if (reason == NULL && is_later_part(gguf)) {
+        pthread_mutex_unlock(&lock);
+        return;
+    }
     if (gguf_scan_has_prefix(fileno(file), PREFIX)) {
         char problem[256];
         any_scaled = true;

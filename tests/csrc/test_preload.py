@@ -109,7 +109,8 @@ def test_addresses_of_freed_models_mean_nothing(plain: Path, scaled: Path, decod
     assert preloaded(decode, 256, plain, f"-{scaled}").stdout == alone_scaled
 
 
-def test_a_split_model(tmp_path: Path, scaled: Path, decode: Path) -> None:
+@pytest.mark.parametrize("named", [False, True], ids=["", "architecture in each"])
+def test_a_split_model(tmp_path: Path, scaled: Path, decode: Path, named: bool) -> None:
     """llama.cpp opens the second part before it allocates buffers; that part carries no scales."""
     import gguf
 
@@ -123,7 +124,7 @@ def test_a_split_model(tmp_path: Path, scaled: Path, decode: Path) -> None:
                 if not field.name.startswith("GGUF.") and field.name != "general.architecture":
                     sub = field.types[-1] if len(field.types) > 1 else None
                     w.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub)
-        else:
+        elif not named:
             del w.kv_data[0]["general.architecture"]
         w.add_uint16("split.no", i)
         w.add_uint16("split.count", 2)
