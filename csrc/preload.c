@@ -1,8 +1,8 @@
 // libropebend_preload.so: layer scales for unmodified programs on a shared llama.cpp, by way of LD_PRELOAD.
 //
-// Interposed are the functions by which llama.cpp opens a GGUF (learn its scales), marks a buffer as holding weights (know
-// which file it is of), frees a buffer, and computes a graph (patch its rope nodes). A scaled file runs scaled or not at
-// all: whatever cannot be done ends the process with a message.
+// Interposed are the functions by which llama.cpp opens a GGUF or looks at its metadata (learn its scales), marks a buffer
+// as holding weights (know which model it is of), frees either, and computes a graph (patch its rope nodes). A scaled file
+// runs scaled or not at all: whatever cannot be done ends the process with a message.
 
 #define _GNU_SOURCE // RTLD_NEXT, dladdr, dl_iterate_phdr
 #include "ggml_layout.h"
@@ -110,6 +110,8 @@ static void * real(const char * name) {
 
 NEXT(gguf_init_from_file, struct gguf_context *, (const char *, struct gguf_init_params));
 NEXT(gguf_init_from_file_ptr, struct gguf_context *, (FILE *, struct gguf_init_params));
+NEXT(gguf_free, void, (struct gguf_context *));
+NEXT(gguf_get_version, uint32_t, (const struct gguf_context *));
 NEXT(ggml_backend_buffer_set_usage, void, (struct ggml_backend_buffer *, int));
 NEXT(ggml_backend_buffer_free, void, (struct ggml_backend_buffer *));
 NEXT(ggml_backend_sched_free, void, (void *));
@@ -128,7 +130,8 @@ static struct ggml_graph_api    graph_api;
 static struct ggml_layout       layout;
 static struct ggml_graph_layout graph_layout;
 static struct graph_owner_state owners = { .api = &graph_api, .layout = &layout, .graph_layout = &graph_layout };
-static bool                     ready;      // what stands above is filled
+static bool                     can_read;   // `api` is filled
+static bool                     ready;      // all that stands above it is
 static bool                     any_scaled; // a file with scales was opened
 
 struct open_file {
@@ -140,8 +143,9 @@ struct open_file {
 static struct open_file * files; // every GGUF that llama.cpp opened, each once
 
 // what the thread's next weights buffers belong to; llama.cpp opens a model and allocates its buffers in one thread
-static _Thread_local const struct open_file * current;
-static _Thread_local bool                     inside_gguf;
+static _Thread_local const struct open_file *    current;
+static _Thread_local const struct gguf_context * current_gguf; // its metadata, if llama.cpp itself opened the file
+static _Thread_local bool                        inside_gguf;
 
 static void * find_function(void * user, const char * name) {
     (void) user;
@@ -155,7 +159,8 @@ static const char * prepare(void) {
         return NULL;
     }
     const char * missing = ggml_api_load(&api, find_function, NULL);
-    if (missing == NULL) {
+    can_read = missing == NULL;
+    if (can_read) {
         missing = ggml_graph_api_load(&graph_api, find_function, NULL);
     }
     if (missing != NULL) {
@@ -178,6 +183,8 @@ static const char * prepare(void) {
 // ------------------------------------------------------------------------------------------------ opening files
 
 static const char PREFIX[] = "ropebend.";
+
+#define UNPATCHABLE "%s carries layer scales, but this llama.cpp cannot be patched: %s"
 
 // The entry for a file that llama.cpp opened. A model is opened more than once, and may have been rewritten in between.
 static const struct open_file * remember(const char * path, struct scaled_file * scales) {
@@ -220,28 +227,36 @@ static bool is_later_part(const struct gguf_context * gguf) {
     return number > 0;
 }
 
+// From now on this thread's weights buffers are those of this model. Ends the process if its scales cannot be applied.
+static void adopt(const struct gguf_context * gguf, const char * path) {
+    const char * reason = prepare(); // in any case: the caches of unscaled models must be known, too
+    if (!can_read || is_later_part(gguf)) {
+        return;
+    }
+    char                         problem[256];
+    struct scaled_file *         scales = NULL;
+    const enum scaled_file_found found  = scaled_file_read(&api, gguf, path, &scales, problem, sizeof(problem));
+    if (found != SCALED_FILE_NONE && reason != NULL) {
+        die(UNPATCHABLE, path, reason);
+    }
+    if (found == SCALED_FILE_WRONG) {
+        die("%s: %s", path, problem);
+    }
+    any_scaled   = any_scaled || scales != NULL;
+    current      = remember(path, scales);
+    current_gguf = gguf;
+}
+
 static void learn(const struct gguf_context * gguf, FILE * file, const char * path) {
     if (gguf == NULL || !gguf_scan_has_prefix(fileno(file), "general.architecture")) {
         return; // no model, or the second part of one: the buffers to come are still those of the file before
     }
     pthread_mutex_lock(&lock);
-    struct scaled_file * scales = NULL;
-    const char *         reason = prepare(); // in any case: the caches of unscaled models must be known, too
-    if (reason == NULL && is_later_part(gguf)) {
-        pthread_mutex_unlock(&lock);
-        return;
+    const char * reason = prepare();
+    if (!can_read && gguf_scan_has_prefix(fileno(file), PREFIX)) {
+        die(UNPATCHABLE, path, reason);
     }
-    if (gguf_scan_has_prefix(fileno(file), PREFIX)) {
-        char problem[256];
-        any_scaled = true;
-        if (reason != NULL) {
-            die("%s carries layer scales, but this llama.cpp cannot be patched: %s", path, reason);
-        }
-        if (scaled_file_read(&api, gguf, path, &scales, problem, sizeof(problem)) == SCALED_FILE_WRONG) {
-            die("%s: %s", path, problem);
-        }
-    }
-    current = remember(path, scales);
+    adopt(gguf, path);
     pthread_mutex_unlock(&lock);
 }
 
@@ -267,6 +282,27 @@ EXPORT struct gguf_context * gguf_init_from_file_ptr(FILE * file, struct gguf_in
         learn(gguf, file, n > 0 ? path : "a GGUF without a name");
     }
     return gguf;
+}
+
+// The weights of the next model can come from anywhere (llama_model_init_from_user).
+EXPORT void gguf_free(struct gguf_context * gguf) {
+    if (gguf != NULL && gguf == current_gguf) {
+        current      = NULL;
+        current_gguf = NULL;
+    }
+    CALL_NEXT(gguf_free)(gguf);
+}
+
+// llama.cpp asks this about the metadata of every model that it loads, also where the program made or read them without
+// a function of ours on its way: in memory, from a callback, or by way of dlsym (ctypes).
+EXPORT uint32_t gguf_get_version(const struct gguf_context * gguf) {
+    if (gguf != NULL && gguf != current_gguf) {
+        pthread_mutex_lock(&lock);
+        adopt(gguf, "the program's own metadata");
+        current_gguf = NULL; // when the program frees them need not be seen, so the address may come again
+        pthread_mutex_unlock(&lock);
+    }
+    return CALL_NEXT(gguf_get_version)(gguf);
 }
 
 // A llama.cpp that was linked into the program, or to itself, reads GGUF files all the same, by way of the C library.

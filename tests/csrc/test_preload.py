@@ -138,6 +138,16 @@ def test_a_split_model(tmp_path: Path, scaled: Path, decode: Path, named: bool) 
     assert preloaded(decode, 256, parts[0]).stdout == preloaded(decode, 256, scaled).stdout
 
 
+def test_a_model_that_the_program_read_itself(plain: Path, scaled: Path) -> None:
+    """Nothing tells of its file; it is neither unscaled for that, nor scaled as the model before it."""
+    script = Path(__file__).parent / "from_user.py"
+    done = preloaded(sys.executable, script, "file", scaled, "memory", plain, "memory", scaled, "memory", plain)
+    for got, path in zip(rows(done), (scaled, plain, scaled, plain), strict=True):
+        assert np.array_equal(got, in_process(path)[0])
+    told = "scales of 3 layers applied, 1 to 2.5, method none, factor 1"
+    assert done.stderr == f"ropebend: {scaled}: {told}\nropebend: the program's own metadata: {told}\n"
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
