@@ -17,7 +17,7 @@ struct scan {
     uint64_t at;     // next byte
     uint64_t start;  // of the buffer
     size_t   n;      // bytes in it
-    char     buffer[65536];
+    char     buffer[4096]; // of any thread that calls fopen, so its stack may be small
 };
 
 static bool skip(struct scan * s, uint64_t n) {

@@ -183,7 +183,7 @@ def test_yarn_on_yarn_is_refused_by_the_node(tmp_path: Path, decode: Path) -> No
 
 
 def test_a_program_that_cannot_be_patched_is_ended(tmp_path: Path, plain: Path, scaled: Path) -> None:
-    program = compile_c(tmp_path / "reads_gguf", [Path(__file__).parent / "reads_gguf.c"])
+    program = compile_c(tmp_path / "reads_gguf", [Path(__file__).parent / "reads_gguf.c"], "-DLLAMA_CPP_INSIDE")
     assert preloaded(program, plain).stdout == "read GGUF\n"
     done = preloaded(program, scaled, code=1)
     assert "llama.cpp is not a shared library that can be patched" in done.stderr
