@@ -190,6 +190,21 @@ def test_a_program_that_cannot_be_patched_is_ended(tmp_path: Path, plain: Path, 
     assert done.stdout == ""
 
 
+def test_a_program_without_llama_cpp_reads_what_it_likes(tmp_path: Path, scaled: Path) -> None:
+    program = compile_c(tmp_path / "reads_gguf", [Path(__file__).parent / "reads_gguf.c"])
+    done = preloaded(program, scaled)
+    assert (done.stdout, done.stderr) == ("read GGUF\n", "")
+
+
+def test_llama_cpp_in_a_library_that_hides_it_is_ended(tmp_path: Path, scaled: Path) -> None:
+    source = tmp_path / "inside.c"
+    source.write_text('const char * inside(void) { return "/src/ggml-backend.cpp"; }\n')
+    compile_c(tmp_path / "libinside.so", [source], "-fPIC", "-shared")
+    flags = [f"-L{tmp_path}", f"-Wl,-rpath,{tmp_path}", "-Wl,--no-as-needed", "-linside"]
+    program = compile_c(tmp_path / "reads_gguf", [Path(__file__).parent / "reads_gguf.c"], *flags)
+    assert "not a shared library that can be patched" in preloaded(program, scaled, code=1).stderr
+
+
 def test_llama_cpp_python_without_ropebend(scaled: Path) -> None:
     """ctypes opens the libraries RTLD_LOCAL."""
     script = (
