@@ -146,11 +146,13 @@ static bool read_all(struct reader * r, struct scaled_file * f) {
         !get_u32(r, KEY_N_CTX_ORIG, &f->n_ctx_orig, &found)) {
         return false;
     }
-    if (!found && (f->method == METHOD_DYNAMIC_NTK || f->method == METHOD_YARN)) {
-        return need_u32(r, arch, "context_length", &f->n_ctx_orig);
+    const bool from_model = !found && (f->method == METHOD_DYNAMIC_NTK || f->method == METHOD_YARN);
+    if (from_model && !need_u32(r, arch, "context_length", &f->n_ctx_orig)) {
+        return false;
     }
-    if (found && (f->n_ctx_orig < 1 || f->n_ctx_orig > INT32_MAX)) {
-        return FAIL(r, "%s: expected a positive number of tokens, got %u", KEY_N_CTX_ORIG, f->n_ctx_orig);
+    if ((found || from_model) && (f->n_ctx_orig < 1 || f->n_ctx_orig > INT32_MAX)) {
+        return FAIL(r, "%.100s%s: expected a positive number of tokens, got %u", from_model ? arch : "",
+                    from_model ? ".context_length" : KEY_N_CTX_ORIG, f->n_ctx_orig);
     }
     return true;
 }

@@ -175,6 +175,14 @@ def test_wrong_keys_end_the_program(tmp_path: Path, decode: Path, fields: dict[s
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("method", ["dynamic-ntk", "yarn"])
+def test_a_model_must_say_how_long_it_was_trained(tmp_path: Path, decode: Path, method: str) -> None:
+    scaling = LayerScaling((1.0,) * 3, rope=RopeMethod(method, 2.0))
+    path = write_llama(tmp_path / "zero.gguf", n_ctx_train=0, scaling=scaling)
+    done = preloaded(decode, 256, path, code=1)
+    assert f"{path}: llama.context_length: expected a positive number of tokens, got 0" in done.stderr
+
+
 def test_yarn_on_yarn_is_refused_by_the_node(tmp_path: Path, decode: Path) -> None:
     fields = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
     scaling = LayerScaling((1.0,) * 3, rope=RopeMethod("yarn", 2.0))
