@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 
 from ropebend.convert.gguf_file import GgufFile
-from ropebend.convert.target import SPLIT_NAME, Target, name_new, replacing, temporary_name
+from ropebend.convert.target import SPLIT_NAME, Target, name_new, remove_left_over, replacing, temporary_name
 from ropebend.convert.transfer import CANNOT, Progress, transfer
 from ropebend.errors import RopebendError, UsageError
 
@@ -88,6 +88,7 @@ def placing(part: Part, how: Shards, progress: Progress, check: bool, named: lis
     A name that is new is added to `named`.  Raises RopebendError if the part changes meanwhile, a byte of the copy
     differs, or the name is taken meanwhile.
     """
+    remove_left_over(part.target)
     temporary = temporary_name(part.target)
     try:
         try:

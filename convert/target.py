@@ -117,7 +117,7 @@ def replacing(target: Target, source: GgufFile) -> Iterator[int]:
     the kernel's own time.  Raises RopebendError if the target appeared meanwhile and may not be overwritten.
     """
     folder = target.path.parent
-    _remove_left_over(target.path)
+    remove_left_over(target.path)
     temporary = temporary_name(target.path)
     mode = stat.S_IMODE(source.status.st_mode)
     fd, named = _create(temporary, mode & 0o777)  # as cp does: the source's permissions, less the umask
@@ -159,7 +159,7 @@ def _create(temporary: Path, mode: int) -> tuple[int, bool]:
     if named:
         fd = os.open(temporary, flags | os.O_CREAT | os.O_EXCL, mode)
     with contextlib.suppress(OSError):
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells _remove_left_over that somebody writes it
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells remove_left_over that somebody writes it
     return fd, named
 
 
@@ -183,11 +183,12 @@ def _link(fd: int, path: Path) -> None:
         os.close(folder)
 
 
-def _remove_left_over(path: Path) -> None:
+def remove_left_over(path: Path) -> None:
     """Remove temporary files of `path` that a killed process left."""
     for old in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
         with contextlib.suppress(OSError):
-            fd = os.open(old, os.O_RDWR | os.O_CLOEXEC)
+            # a link to a part that is read-only cannot be opened for writing, which some file systems ask of a lock
+            fd = os.open(old, (os.O_RDWR if os.access(old, os.W_OK) else os.O_RDONLY) | os.O_CLOEXEC)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.unlink(old)

@@ -194,6 +194,20 @@ def test_nothing_is_left_if_a_part_fails(
     assert (folder / OURS[0]).read_bytes() == b"theirs"
 
 
+@pytest.mark.parametrize("how", ["link", "symlink", "copy"])
+def test_what_a_killed_run_left_is_removed_by_the_next(cli: Cli, parts: list[Path], factors: Path, how: str):
+    left = parts[1].with_name(f"{OURS[1]}.0123abcd.tmp")
+    if how == "link":
+        os.link(parts[1], left)
+    elif how == "symlink":
+        left.symlink_to(parts[1])
+    else:
+        left.write_bytes(b"half")
+    parts[1].chmod(0o444)
+    assert cli(parts[0], factors, "--shards", how)[0] == 0
+    assert names(parts[0].parent) == sorted([*SHARDS, *OURS])
+
+
 def test_a_copied_part_is_compared(cli: Cli, parts: list[Path], factors: Path, monkeypatch: pytest.MonkeyPatch):
     write_at = transfer.write_at
 
