@@ -12,7 +12,7 @@ from ropebend.convert.fit import fit
 from ropebend.convert.gguf_file import GgufFile
 from ropebend.convert.rewrite import Rewrite, other_pairs
 from ropebend.convert.room import Edit, plan_edit
-from ropebend.convert.split import Part, Shards, other_parts, placing, refuse_other_parts, removing_on_error
+from ropebend.convert.split import Part, Shards, other_parts, placing, putting_back_on_error, refuse_other_parts
 from ropebend.convert.target import Target, can_share, check_space, choose_target, lock, replacing
 from ropebend.convert.transfer import Progress, write_at
 from ropebend.convert.verify import read_back, verify
@@ -119,7 +119,7 @@ class Job:
     def _write(self, progress: Progress, check: bool) -> Outcome:
         source = self.rewrite.source
         how: Counter[str] = Counter()
-        with removing_on_error() as named, contextlib.ExitStack() as stack:
+        with putting_back_on_error() as placed, contextlib.ExitStack() as stack:
             # Left in reverse: the first part, without which no other can be loaded, is named last.
             fd = stack.enter_context(replacing(self.target, source))
             shared = self.rewrite.write(fd, progress, check)
@@ -131,7 +131,7 @@ class Job:
                         raise RopebendError(f"verification failed, nothing was kept: {e}") from None
             for part in self.parts:
                 if not part.there:
-                    how[stack.enter_context(placing(part, self.shards, progress, check, named)).value] += 1
+                    how[stack.enter_context(placing(part, self.shards, progress, check, placed)).value] += 1
             source.check_unchanged()
             if self.target.in_place:
                 self._check_same_file()

@@ -75,21 +75,28 @@ def other_parts(source: GgufFile, count: int, target: Target) -> list[Part]:
                     f"of split.count {part.value('split.count')!r:.20}"
                 )
         there = b.exists() and os.path.samefile(a, b)
+        if b.exists() and not b.is_file():
+            raise RopebendError(f"{b}: exists and is not a regular file")
         if os.path.lexists(b) and not there and not target.overwrite:
             raise RopebendError(f"{b}: exists; use --force to overwrite it, or -o for another name")
         parts.append(Part(a, b, target.overwrite, there))
     return parts
 
 
+#: A part that got its name, and the name that keeps the file from before, None if there was none.
+Placed = tuple[Path, Path | None]
+
+
 @contextlib.contextmanager
-def placing(part: Part, how: Shards, progress: Progress, check: bool, named: list[Path]) -> Iterator[Shards]:
+def placing(part: Part, how: Shards, progress: Progress, check: bool, placed: list[Placed]) -> Iterator[Shards]:
     """Bring one part beside its place; it gets its name at the end.  Yields how (a copy if it cannot be hard-linked).
 
-    A name that is new is added to `named`.  Raises RopebendError if the part changes meanwhile, a byte of the copy
+    What gets a name is added to `placed`.  Raises RopebendError if the part changes meanwhile, a byte of the copy
     differs, or the name is taken meanwhile.
     """
     remove_left_over(part.target)
     temporary = temporary_name(part.target)
+    kept = False
     try:
         try:
             if how == Shards.SYMLINK:
@@ -105,30 +112,71 @@ def placing(part: Part, how: Shards, progress: Progress, check: bool, named: lis
                 transfer(source, 0, source.size, fd, 0, progress, check)
                 source.check_unchanged()
                 yield how
+                kept = _keep(part, placed)
         else:
             yield how
+            kept = _keep(part, placed)
             if part.overwrite:
                 os.replace(temporary, part.target)
             else:
                 name_new(None, temporary, part.target)
-        if not part.overwrite:
-            named.append(part.target)
+        if not kept:
+            placed.append((part.target, None))
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
 
 
-@contextlib.contextmanager
-def removing_on_error() -> Iterator[list[Path]]:
-    """A list of files that are removed if the body raises."""
-    named: list[Path] = []
+def _keep(part: Part, placed: list[Placed]) -> bool:
+    """Give the file that this part replaces another name; False if there is none."""
+    if not part.overwrite or not os.path.lexists(part.target):
+        return False
+    old = temporary_name(part.target, "old")
+    placed.append((part.target, old))
     try:
-        yield named
+        os.link(part.target, old, follow_symlinks=False)
+    except OSError as e:
+        if e.errno not in CANNOT:
+            raise
+        os.rename(part.target, old)
+    return True
+
+
+@contextlib.contextmanager
+def putting_back_on_error() -> Iterator[list[Placed]]:
+    """A list of the parts that get their names; if the body raises, what was there before is there again.
+
+    Raises RopebendError if it cannot be, saying under which name it is kept.
+    """
+    placed: list[Placed] = []
+    try:
+        yield placed
     except BaseException:
-        for path in named:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        problems = [problem for path, old in reversed(placed) if (problem := _put_back(path, old))]
+        if problems:
+            raise RopebendError("; ".join(problems)) from None
         raise
+    for _, old in placed:
+        if old is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(old)
+
+
+def _put_back(path: Path, old: Path | None) -> str | None:
+    """Undo one placing; returns what went wrong."""
+    try:
+        if old is None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        elif os.path.lexists(old):
+            os.replace(old, path)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(old)  # where both names are still the same file, replace does nothing
+    except OSError as e:
+        if old is None:
+            return f"{path}: was made, and could not be removed ({e.strerror})"
+        return f"{path}: could not be put back ({e.strerror}); what it was is {old}"
+    return None
 
 
 def _name(prefix: str, i: int, count: int) -> str:

@@ -144,9 +144,9 @@ def replacing(target: Target, source: GgufFile) -> Iterator[int]:
     _fsync_folder(folder)
 
 
-def temporary_name(path: Path) -> Path:
+def temporary_name(path: Path, ending: str = "tmp") -> Path:
     """A name beside `path` that nobody has."""
-    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.{ending}")
 
 
 def _create(temporary: Path, mode: int) -> tuple[int, bool]:

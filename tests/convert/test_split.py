@@ -1,8 +1,11 @@
 """Split models: the first part takes the scales, the others come along."""
 
+import errno
 import json
 import os
 import shutil
+import signal
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -192,6 +195,91 @@ def test_nothing_is_left_if_a_part_fails(
     assert "appeared while the result was being written" in err
     assert names(folder) == sorted([*SHARDS, OURS[0]])
     assert (folder / OURS[0]).read_bytes() == b"theirs"
+
+
+def disk_full(folder: Path) -> Callable[..., None]:
+    def fsync(fd: int) -> None:
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    return fsync
+
+
+def terminated(folder: Path) -> Callable[..., None]:
+    replace = os.replace
+
+    def call(a: Path, b: Path) -> None:
+        replace(a, b)
+        if b == folder / OURS[2] and a.suffix == ".tmp":  # the first that is named
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return call
+
+
+def no_link(*_: object, **__: object) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize("how", ["link", "symlink", "copy", "no hard links"])
+@pytest.mark.parametrize(
+    ("name", "fail", "expected"),
+    [
+        ("fsync", disk_full, (1, "No space left on device; nothing was changed")),
+        ("replace", terminated, (143, "stopped by SIGTERM; no temporary file is left")),
+    ],
+)
+def test_a_model_that_is_not_replaced_whole_is_put_back(
+    cli: Cli,
+    parts: list[Path],
+    factors: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    fail: Callable[[Path], Any],
+    expected: tuple[int, str],
+    how: str,
+):
+    folder = parts[0].parent
+    for other in (OURS[0], OURS[2]):  # and a name that is free
+        (folder / other).write_bytes(b"another model's " + other.encode())
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    if how == "no hard links":
+        monkeypatch.setattr(os, "link", no_link)
+        monkeypatch.setattr("ropebend.convert.target._TMPFILE", 0)
+        how = "copy"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, fail(folder))
+        code, _, err = cli(parts[0], factors, "--force", "--shards", how)
+    assert code == expected[0]
+    assert expected[1] in err
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert cli(parts[0], factors, "--force", "--shards", how)[0] == 0
+    assert names(folder) == sorted([*SHARDS, *OURS])
+
+
+def test_a_part_that_cannot_be_put_back_is_kept_under_another_name(
+    cli: Cli, parts: list[Path], factors: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, replace = parts[0].parent, os.replace
+    (folder / OURS[2]).write_bytes(b"mine")
+
+    def once(a: Path, b: Path) -> None:
+        if b == folder / OURS[1] or ".old" in a.name:
+            raise OSError(errno.EIO, "Input/output error")
+        replace(a, b)
+
+    monkeypatch.setattr(os, "replace", once)
+    code, _, err = cli(parts[0], factors, "--force")
+    (kept,) = folder.glob("*.old")
+    assert code == 1
+    assert f"{folder / OURS[2]}: could not be put back (Input/output error); what it was is {kept}" in err
+    assert kept.read_bytes() == b"mine"
+
+
+def test_a_folder_is_no_part_to_be_replaced(cli: Cli, parts: list[Path], factors: Path):
+    folder = parts[0].with_name(OURS[1])
+    folder.mkdir()
+    expected = f"error: {folder}: exists and is not a regular file\n"
+    assert cli(parts[0], factors, "--force") == (1, "", expected)
 
 
 @pytest.mark.parametrize("how", ["link", "symlink", "copy"])
