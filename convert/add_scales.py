@@ -80,13 +80,14 @@ def add_scales(
         ),
     ] = True,
     shards: Annotated[
-        Shards,
+        Shards | None,
         typer.Option(
             "--shards",
             help="The other parts of a split model: hard links (copies where that cannot be), symbolic links or "
             "copies beside the output.  They carry no scales.",
+            show_default="link",
         ),
-    ] = Shards.LINK,
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; errors, too.")] = False,
 ) -> None:
     """Write per-layer RoPE scales into a copy of a GGUF model, as `ropebend.*` metadata.

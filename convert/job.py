@@ -16,7 +16,7 @@ from ropebend.convert.split import Part, Shards, other_parts, placing, putting_b
 from ropebend.convert.target import Target, can_share, check_space, choose_target, lock, replacing
 from ropebend.convert.transfer import Progress, write_at
 from ropebend.convert.verify import read_back, verify
-from ropebend.errors import RopebendError
+from ropebend.errors import RopebendError, UsageError
 from ropebend.scaling import LayerScaling
 
 
@@ -65,12 +65,16 @@ class Job:
         out: Path | None,
         in_place: bool,
         force: bool,
-        shards: Shards = Shards.LINK,
+        shards: Shards | None = None,
     ) -> Job:
         """Check everything that can be checked before writing; `scaling` None removes the scales.
 
-        out, in_place, force: see `ropebend.convert.target.choose_target`.  Raises UsageError or RopebendError.
+        out, in_place, force: see `ropebend.convert.target.choose_target`.  shards: None is LINK, and all that in_place
+        can be given.  Raises UsageError or RopebendError.
         """
+        if in_place and shards is not None:
+            raise UsageError("--in-place leaves the other parts of a split model as they are: leave out --shards")
+        shards = shards or Shards.LINK
         try:
             count = refuse_other_parts(source)
             target = choose_target(source, out, in_place, force, "plain" if scaling is None else "ropebend")

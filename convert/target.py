@@ -59,6 +59,8 @@ def choose_target(source: GgufFile, out: Path | None, in_place: bool, force: boo
     """
     if in_place and out is not None:
         raise UsageError("--in-place and -o contradict each other: give one of them")
+    if in_place and force:
+        raise UsageError("--in-place replaces nothing but the model itself: leave out --force")
     if in_place:
         target = Target(Path(os.path.realpath(source.path)), overwrite=True, in_place=True)
     else:

@@ -268,6 +268,10 @@ def test_usage(cli: Cli, model: Path, factors: Path):
     assert refused(cli, folder, model, factors, "--remove") == (2, f"--remove takes no factors file, got {factors}")
     code, err = refused(cli, folder, model, factors, "--in-place", "-o", folder / "x.gguf")
     assert (code, err) == (2, "--in-place and -o contradict each other: give one of them")
+    code, err = refused(cli, folder, model, factors, "--in-place", "--force")
+    assert (code, err) == (2, "--in-place replaces nothing but the model itself: leave out --force")
+    code, err = refused(cli, folder, model, factors, "--in-place", "--shards", "link")
+    assert (code, err) == (2, "--in-place leaves the other parts of a split model as they are: leave out --shards")
 
 
 FACTORS: dict[str, tuple[str, str]] = {
