@@ -45,7 +45,7 @@ def fit(scaling: LayerScaling, source: GgufFile) -> LayerScaling:
     # A model without RoPE need not have blocks; check_model says the more useful thing about it.
     n_layer = scaling.n_layer if arch in ARCHITECTURES_WITHOUT_ROPE else count(source, "block_count")
     try:
-        scaling.check_model(n_layer, arch)
+        scaling.check_model(n_layer, arch, str(source.value(f"{arch}.rope.scaling.type") or "none"))
     except RopebendError as e:
         raise RopebendError(f"these scales do not fit {source.path}: {e}") from None
     if scaling.with_original_context(1) != scaling:

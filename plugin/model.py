@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from ropebend import _native
 from ropebend.errors import RopebendError
 from ropebend.model_info import ModelInfo
 from ropebend.native import Hook, captured_log, quiet_llama_log
@@ -27,22 +26,10 @@ from ropebend.scaling import LayerScaling, Plan
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 
-OWN_METHODS = {"yarn": "YaRN", "linear": "linear scaling", "longrope": "LongRoPE"}
-
 
 def check_supported(info: ModelInfo, scaling: LayerScaling) -> None:
     """Raise RopebendError unless `scaling` can be applied to this model as its file describes it."""
-    scaling.check_model(info.n_layer, info.architecture)
-    if info.architecture in _native.ARCHITECTURES_WITH_SHARED_KEYS:
-        raise RopebendError(
-            f"{info.path}: {info.architecture} is not supported: some of its layers read the keys of another layer"
-        )
-    own, factor = info.rope_scaling
-    if scaling.rope.method == "yarn" and own != "none":
-        raise RopebendError(
-            f"{info.path}: the model carries {OWN_METHODS.get(own, own)} already (factor {factor:g}); YaRN does "
-            "not fit on it. Use method none, the layer scales then multiply it"
-        )
+    scaling.check_model(info.n_layer, info.architecture, info.rope_scaling[0])
 
 
 @functools.cache

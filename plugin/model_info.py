@@ -8,7 +8,7 @@ from typing import Any
 
 from ropebend.errors import RopebendError
 from ropebend.native import read_metadata
-from ropebend.scaling import LayerScaling
+from ropebend.scaling import LayerScaling, own_rope_method
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ModelInfo:
             n_ctx_train=count(f"{arch}.context_length"),
             rope_freq_base=number(f"{arch}.rope.freq_base", 10000.0),
             rope_scaling=(
-                str(fields.get(f"{arch}.rope.scaling.type", "none")),
+                own_rope_method(fields, arch),
                 number(f"{arch}.rope.scaling.factor", 1.0),
             ),
             scaling=scaling,

@@ -28,6 +28,9 @@ METHODS = ("none", "linear", "ntk", "dynamic-ntk", "yarn")
 #: Architectures that llama.cpp runs without RoPE (``llama_model_rope_type`` returns NONE).
 ARCHITECTURES_WITHOUT_ROPE = frozenset(_native.ARCHITECTURES_WITHOUT_ROPE)
 
+#: What a model's own rope.scaling.type is called.
+OWN_METHODS = {"yarn": "YaRN", "linear": "linear scaling", "longrope": "LongRoPE"}
+
 
 class Keys:
     """GGUF metadata keys, in our own namespace as the GGUF specification asks of community keys."""
@@ -136,15 +139,28 @@ class LayerScaling:
 
     # ---- checks
 
-    def check_model(self, block_count: int, architecture: str) -> None:
-        """Raise RopebendError unless these scales fit a model of this architecture and number of blocks."""
+    def check_model(self, block_count: int, architecture: str, own_method: str = "none") -> None:
+        """Raise RopebendError unless these scales fit a model as its metadata describe it.
+
+        own_method: the model's <architecture>.rope.scaling.type
+        """
         if architecture in ARCHITECTURES_WITHOUT_ROPE:
             raise RopebendError(f"general.architecture: {architecture!r} has no RoPE, so there is nothing to scale")
+        if architecture in _native.ARCHITECTURES_WITH_SHARED_KEYS:
+            raise RopebendError(
+                f"general.architecture: {architecture!r} is not supported: some of its layers read the keys of "
+                "another layer"
+            )
         if self.architecture is not None and self.architecture != architecture:
             raise RopebendError(
                 f"architecture: the scales were made for {self.architecture!r}, the model is {architecture!r}"
             )
         _check_scales(self.layer_scale, block_count, "layer_scale")
+        if self.rope.method == "yarn" and own_method != "none":
+            raise RopebendError(
+                f"rope.method: the model carries {OWN_METHODS.get(own_method, own_method)} already, and YaRN does not "
+                "fit on it. Use method none, the layer scales then multiply it"
+            )
 
     # ---- factors.json
 
@@ -260,7 +276,7 @@ class LayerScaling:
         scales = _numbers(fields[Keys.LAYER_SCALE], Keys.LAYER_SCALE)
         _check_scales(scales, block_count, Keys.LAYER_SCALE)
         value = cls(scales, architecture, rope, curve, provenance, extra)
-        value.check_model(block_count, architecture)
+        value.check_model(block_count, architecture, own_rope_method(fields, architecture))
         return value
 
     def to_metadata(self) -> dict[str, Any]:
@@ -311,6 +327,11 @@ class LayerScaling:
         if self.rope.original_context is None:
             raise RopebendError(f"rope.original_context: {self.rope.method} needs the length the model was trained at")
         return self.rope.original_context
+
+
+def own_rope_method(fields: Mapping[str, Any], architecture: str) -> str:
+    """The extension method that a model itself carries: "none", or its rope.scaling.type."""
+    return str(fields.get(f"{architecture}.rope.scaling.type", "none"))
 
 
 def length_bucket(length: int, n_ctx_train: int) -> int:

@@ -56,6 +56,11 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
     "another type": ({"more": {"general.type": (7, GGUFValueType.UINT8)}}, "general.type: expected 'model', got 7"),
     "an embedding model": ({"arch": "bert"}, "general.architecture: 'bert' has no RoPE"),
     "no rope": ({"arch": "gpt2"}, "general.architecture: 'gpt2' has no RoPE"),
+    "shared keys": ({"arch": "gemma3n"}, "general.architecture: 'gemma3n' is not supported: some of its layers read"),
+    "YaRN already": (
+        {"more": {"llama.rope.scaling.type": ("yarn", GGUFValueType.STRING)}},
+        "rope.method: the model carries YaRN already, and YaRN does not fit on it. Use method none",
+    ),
     "clip has no blocks": ({"arch": "clip", "block_count": None}, "general.architecture: 'clip' has no RoPE"),
     "no blocks": ({"block_count": None}, "llama.block_count: expected a positive integer, got None"),
     "no context": ({"context_length": None}, "llama.context_length: expected a positive integer, got None"),

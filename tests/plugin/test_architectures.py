@@ -44,7 +44,7 @@ EXPECTED = {
     "llama4": Expected("0–2", "3", flag=PART),
 }
 REFUSED = {
-    "gemma3n": "gemma3n is not supported: some of its layers read the keys of another layer",
+    "gemma3n": "'gemma3n' is not supported: some of its layers read the keys of another layer",
     "mamba": "'mamba' has no RoPE",
     "gpt2": "'gpt2' has no RoPE",
 }

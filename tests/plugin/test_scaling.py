@@ -130,6 +130,11 @@ def test_scales_must_fit_the_model() -> None:
         value.check_model(2, "qwen2")
     with pytest.raises(RopebendError, match="'mamba' has no RoPE"):
         LayerScaling((1.0, 2.0)).check_model(2, "mamba")
+    with pytest.raises(RopebendError, match="'gemma3n' is not supported: some of its layers read the keys of another"):
+        LayerScaling((1.0, 2.0)).check_model(2, "gemma3n")
+    value.check_model(2, "llama", "yarn")
+    with pytest.raises(RopebendError, match="the model carries linear scaling already"):
+        LayerScaling((1.0, 2.0), rope=RopeMethod("yarn", 2.0)).check_model(2, "llama", "linear")
 
 
 def test_metadata_that_does_not_fit_is_an_error_and_never_unscaled() -> None:
