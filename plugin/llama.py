@@ -18,7 +18,7 @@ from llama_cpp.llama_cache import BaseLlamaCache
 from ropebend.errors import RopebendError
 from ropebend.model import check_supported, chosen_scaling
 from ropebend.model_info import ModelInfo
-from ropebend.native import Hook
+from ropebend.native import Hook, turns_keys
 from ropebend.scaling import LayerScaling
 
 
@@ -33,16 +33,19 @@ class _HookedContext(_internals.LlamaContext):  # type: ignore[misc]
         shifted, self.shift_pending = self.shift_pending, False
         if shifted:
             self.hook.reset_counts()
+        decoded = False
         try:
             super().decode(batch)
+            decoded = True
         finally:
             self.hook.check()
             if shifted:  # llama.cpp shifts before it looks for free cells: also where the decode fails
-                self.hook.check_shift(self.rope_layers)
+                self.shift_pending = not self.hook.check_shift(self.rope_layers, decoded=decoded)
 
     def kv_cache_seq_shift(self, seq_id: int, p0: int, p1: int, shift: int) -> None:
+        turns = turns_keys(self.memory, seq_id, p0, p1, shift)
         super().kv_cache_seq_shift(seq_id, p0, p1, shift)
-        self.shift_pending = True
+        self.shift_pending = self.shift_pending or turns
 
     def kv_cache_clear(self) -> None:
         super().kv_cache_clear()
@@ -150,6 +153,13 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if getattr(state, "ropebend_plan", "0") != self._plan_hash:
             raise RopebendError("this state was saved under other layer scales; its keys are rotated differently")
         super().load_state(state)
+        self._ctx.shift_pending = False  # the cells are new
+
+    def reset(self) -> None:
+        """As in llama-cpp-python."""
+        super().reset()
+        if self._is_recurrent or self._is_hybrid:  # then it has cleared the cache, past the context's own method
+            self._ctx.shift_pending = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "scaling": self.scaling}

@@ -21,7 +21,7 @@ from typing_extensions import Self
 
 from ropebend.errors import RopebendError
 from ropebend.model_info import ModelInfo
-from ropebend.native import Hook, captured_log, quiet_llama_log
+from ropebend.native import Hook, captured_log, quiet_llama_log, turns_keys
 from ropebend.scaling import LayerScaling, Plan
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
@@ -296,7 +296,7 @@ class Context(Closing):
         if self.hook is not None:
             self.hook.check()
             if shifted:  # llama.cpp shifts before it looks for free cells: also where the decode fails
-                self.hook.check_shift(self.rope_layers)
+                self._shift_pending = not self.hook.check_shift(self.rope_layers, decoded=status == 0)
         if status != 0:
             reason = {1: f"no free KV cells for {n} tokens in a cache of {self.n_ctx}", 2: "aborted"}
             raise RopebendError(f"llama_decode: {reason.get(status, f'failed with status {status}')}")
@@ -360,8 +360,9 @@ class Context(Closing):
             raise RopebendError("models with M-RoPE cannot be shifted")  # llama.cpp would abort the process
         if not lib.llama_memory_can_shift(self._memory):
             raise RopebendError(f"{self.model.info.architecture}: llama.cpp cannot shift this model's cache")
+        turns = turns_keys(self._memory, seq, p0, p1, delta)
         lib.llama_memory_seq_add(self._memory, seq, p0, p1, delta)
-        self._shift_pending = True
+        self._shift_pending = self._shift_pending or turns
 
 
 def has_mrope(model: Model) -> bool:

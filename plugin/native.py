@@ -90,20 +90,32 @@ class Hook:
         if self.active and self._hook.problem is not None:
             raise RopebendError(f"{self._hook.problem}; its scale cannot be applied, so this model is refused")
 
-    def check_shift(self, rope_layers: Sequence[int]) -> None:
-        """Raise RopebendError if a plan is set and some rope layer saw no shift node since `reset_counts`.
+    def check_shift(self, rope_layers: Sequence[int], *, decoded: bool) -> bool:
+        """See whether the pending K-shift was patched in every rope layer, by the nodes seen since `reset_counts`.
 
-        More than one is right where a layer has more than one K cache; none at all, if there was nothing to shift.
+        False if it is still to come: llama.cpp may refuse a batch (`decoded` False) before it shifts.  Raises
+        RopebendError if a plan is set and some layer saw no shift node; more than one is right where a layer has
+        more than one K cache.
         """
+        if not self.active:
+            return True
         seen = self.shift_nodes()
-        if not (self.active and any(seen)):
-            return
+        if not decoded and not any(seen):
+            return False
         wrong = [layer for layer in rope_layers if seen[layer] == 0]
         if wrong:
             raise RopebendError(
                 f"the K-shift was not patched in layer {wrong[0]}: no rope node seen; "
                 "cached keys are wrong now, clear the cache"
             )
+        return True
+
+
+def turns_keys(memory: Any, seq: int, p0: int, p1: int, delta: int) -> bool:
+    """True if ``llama_memory_seq_add`` of these positions makes llama.cpp turn cached keys at the next decode."""
+    first, last = lib.llama_memory_seq_pos_min(memory, seq), lib.llama_memory_seq_pos_max(memory, seq)
+    end = p1 if p1 >= 0 else last + 1
+    return delta != 0 and last >= 0 and max(p0, first) < min(end, last + 1)
 
 
 def quiet_llama_log() -> None:

@@ -1,9 +1,11 @@
 """The hook against llama.cpp's own rope_freq_scale, bit for bit, and against a numpy forward pass."""
 
+import ctypes
 import dataclasses
 from pathlib import Path
 from typing import Any
 
+import llama_cpp.llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
 import numpy_llama
@@ -246,12 +248,37 @@ def test_a_shift_without_effect_is_no_failure(plain: Model) -> None:
         context.decode(TOKENS, 0)
         context.seq_add(0, 8, -1, 0)
         context.seq_add(0, 100, 200, -5)
+        context.seq_add(0, 8, 8, 3)
         context.decode([7], len(TOKENS))
         context.seq_add(0, 8, -1, 2)
         with pytest.raises(RopebendError, match="no free KV cells"):  # the shift is done, the decode is not
             context.decode([1] * 300, len(TOKENS) + 3)
         context.clear()
         context.decode(TOKENS, 0)
+
+
+def test_a_shift_that_loses_the_callback_is_an_error(plain: Model) -> None:
+    """A control vector makes llama.cpp rebuild its scheduler; the pending shift then runs without cb_eval."""
+    with open_context(plain, scaling=uniform(2.0, plain)) as context:
+        context.decode(TOKENS, 0)
+        vector = (ctypes.c_float * (3 * 64))()
+        assert lib.llama_set_adapter_cvec(context.handle, vector, len(vector), 64, 1, 2) == 0
+        context.seq_rm(0, 8, 20)
+        context.seq_add(0, 20, -1, -12)
+        with pytest.raises(RopebendError, match="the K-shift was not patched in layer 0"):
+            context.decode([7], len(TOKENS) - 12)
+
+
+def test_a_batch_that_is_refused_leaves_the_shift_to_the_next(plain: Model) -> None:
+    with open_context(plain, scaling=uniform(2.0, plain)) as context:
+        assert context.hook is not None
+        context.decode(TOKENS, 0)
+        context.seq_add(0, 8, -1, 3)
+        with pytest.raises(RopebendError, match="failed with status -1"):
+            context.decode([10**6], len(TOKENS) + 3)
+        assert context.hook.shift_nodes() == [0, 0, 0]
+        context.decode([7], len(TOKENS) + 3)
+        assert context.hook.shift_nodes() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("value", ["factors.json", 2.0, [1.0, 2.0, 3.0]])

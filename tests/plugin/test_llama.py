@@ -1,11 +1,13 @@
 """`ropebend.Llama` against llama-cpp-python's own class."""
 
+import ctypes
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import llama_cpp.llama_cpp as lib
 import pytest
 from random_models import write_llama
 
@@ -98,6 +100,24 @@ def test_vocab_only_needs_no_context(plain_path: Path) -> None:
 def test_a_shift_that_was_cleared_is_forgotten(llm: Llama) -> None:
     llm.set_scaling(HALF)
     text(llm)
-    llm._ctx.kv_cache_seq_shift(0, 4, -1, 3)
+    state = llm.save_state()
+    for forget in (lambda: llm.set_scaling(HALF), lambda: llm.load_state(state)):
+        llm._ctx.kv_cache_seq_shift(0, 4, -1, 3)
+        assert llm._ctx.shift_pending
+        forget()
+        assert not llm._ctx.shift_pending
+        text(llm)
+
+
+def test_a_shift_that_loses_the_callback_is_an_error(llm: Llama) -> None:
+    """A control vector makes llama.cpp rebuild its scheduler; the pending shift then runs without cb_eval."""
     llm.set_scaling(HALF)
-    text(llm)
+    tokens = llm.tokenize(PROMPT.encode())
+    llm.eval(tokens)
+    vector = (ctypes.c_float * (3 * 64))()
+    assert lib.llama_set_adapter_cvec(llm._ctx.ctx, vector, len(vector), 64, 1, 2) == 0
+    llm._ctx.kv_cache_seq_rm(0, 4, 8)
+    llm._ctx.kv_cache_seq_shift(0, 8, -1, -4)
+    llm.n_tokens = len(tokens) - 4
+    with pytest.raises(RopebendError, match="the K-shift was not patched in layer 0"):
+        llm.eval([7])
