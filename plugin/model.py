@@ -351,6 +351,17 @@ class Context(Closing):
         if not lib.llama_memory_seq_rm(self._memory, seq, p0, p1):
             raise RopebendError(f"llama.cpp cannot remove positions [{p0}, {p1}) of sequence {seq} from this cache")
 
+    def can_roll_back(self) -> bool:
+        """Find out whether the end of a sequence can be removed, which a recurrent state does not allow.
+
+        Decodes two tokens and forgets every sequence.
+        """
+        self.clear()
+        self.decode([max(self.model.bos_token, 0)] * 2, 0)
+        can = lib.llama_memory_seq_rm(self._memory, 0, 1, -1)
+        self.clear()
+        return bool(can)
+
     def seq_add(self, seq: int, p0: int, p1: int, delta: int) -> None:
         """Shift positions [p0, p1) by `delta`: at the next decode the cached keys are rotated, by the plan of then.
 

@@ -15,6 +15,7 @@ import gguf
 import llama_cpp._ggml
 import llama_cpp.llama_cpp as lib
 import numpy as np
+import random_models
 
 from ropebend.doctor import _Tensor
 from ropebend.native import captured_log
@@ -101,9 +102,11 @@ def _contents(name: str, n: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return values.astype(np.float32)
 
 
-def write_model(path: Path, architecture: str, more: dict[str, Any] | None = None) -> Path:
-    """Write a random model.  more: further metadata, by key without the architecture."""
+def write_model(path: Path, architecture: str, more: dict[str, Any] | None = None, *, vocabulary: bool = False) -> Path:
+    """Write a random model.  more: further metadata, by key without the architecture; vocabulary: one of bytes."""
     fields = {**BASE, **FIELDS[architecture], **(more or {})}
+    if vocabulary:
+        fields["vocab_size"] = random_models.N_VOCAB
     tensors: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
 
     @lib.llama_model_set_tensor_data_t
@@ -111,7 +114,7 @@ def write_model(path: Path, architecture: str, more: dict[str, Any] | None = Non
         tensor = _Tensor(address)
         tensors[tensor.name] = _contents(tensor.name, int(np.prod(tensor.ne))).reshape(tensor.ne[::-1])
 
-    _write(path, architecture, fields, {})
+    _write(path, architecture, fields, {}, vocabulary)
     read, free = llama_cpp._ggml.libggml.gguf_init_from_file, llama_cpp._ggml.libggml.gguf_free
     read.argtypes, read.restype = [ctypes.c_char_p, _GgufParams], ctypes.c_void_p
     free.argtypes, free.restype = [ctypes.c_void_p], None
@@ -121,16 +124,19 @@ def write_model(path: Path, architecture: str, more: dict[str, Any] | None = Non
     assert model, f"{architecture}: {log}"
     lib.llama_model_free(model)
     free(metadata)
-    _write(path, architecture, fields, tensors)
+    _write(path, architecture, fields, tensors, vocabulary)
     return path
 
 
-def _write(path: Path, architecture: str, fields: dict[str, Any], tensors: dict[str, Any]) -> None:
+def _write(path: Path, architecture: str, fields: dict[str, Any], tensors: dict[str, Any], vocabulary: bool) -> None:
     w = gguf.GGUFWriter(path, architecture)
     kinds = {bool: w.add_bool, str: w.add_string, int: w.add_uint32, float: w.add_float32, list: w.add_array}
     for key, value in fields.items():
         kinds[type(value)](f"{architecture}.{key}", value)
-    w.add_tokenizer_model("no_vocab")
+    if vocabulary:
+        random_models.add_vocabulary(w)
+    else:
+        w.add_tokenizer_model("no_vocab")
     for name, data in tensors.items():
         w.add_tensor(name, data)
     w.write_header_to_file()

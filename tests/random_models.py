@@ -79,11 +79,7 @@ def write_llama(
     w.add_rope_freq_base(freq_base)
     w.add_layer_norm_rms_eps(1e-5)
     w.add_vocab_size(N_VOCAB)
-    tokenizer = Tokenizer([b"<|end|>", *(bytes([b]) for b in range(256))])
-    w.add_tokenizer_model("rwkv")
-    w.add_token_list(tokenizer.gguf_texts())
-    w.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * 256)
-    w.add_eos_token_id(0)
+    add_vocabulary(w)
     if chat_template is not None:
         w.add_chat_template(chat_template)
     for key, value in (fields or {}).items():
@@ -98,6 +94,15 @@ def write_llama(
     w.write_tensors_to_file()
     w.close()
     return path
+
+
+def add_vocabulary(w: gguf.GGUFWriter) -> None:
+    """N_VOCAB tokens: the end of text, and all bytes."""
+    tokenizer = Tokenizer([b"<|end|>", *(bytes([b]) for b in range(256))])
+    w.add_tokenizer_model("rwkv")
+    w.add_token_list(tokenizer.gguf_texts())
+    w.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * 256)
+    w.add_eos_token_id(0)
 
 
 def add_scaling(w: gguf.GGUFWriter, scaling: LayerScaling) -> None:

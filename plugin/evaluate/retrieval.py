@@ -5,6 +5,9 @@ Fast: what the questions of an item share is prefilled once, each question becom
 give it.  Where it would not, greedy decoding goes on from the first mismatch before the answer is called wrong, with
 guesses looked up in the prompt (prompt lookup decoding) of which only those that are greedy are kept.
 
+A recurrent state (Falcon-H1, Granite 4 and other hybrid models) cannot go back by a few tokens.  There a branch that
+has to is made anew from what it shares, replays what stays, and goes on without guesses.
+
 The sums of a batch of branches and of a lone prompt differ in the last bits (design section 5), so the two roads may
 part where two tokens are nearly equally likely; `Answer.margin` tells.
 """
@@ -57,11 +60,15 @@ class _Prompt:
 
 @dataclass
 class _Branch:
-    """A question on its way: a sequence that shares the cells of what the item's prompts begin with."""
+    """A question on its way: a sequence that shares the cells of what the item's prompts begin with.
+
+    n_cached  tokens of the prompt and then of the answer that are in its cache
+    """
 
     prompt: _Prompt
     seq: int
     n_shared: int
+    n_cached: int
     out: list[int]
     logprob: float = 0.0
     margin: float = np.inf
@@ -69,10 +76,10 @@ class _Branch:
     done: bool = False
     n_guess: int = FIRST_GUESS
 
-    @property
-    def tail(self) -> list[int]:
-        """Tokens of the prompt that are not in the cache yet."""
-        return self.prompt.tokens[self.n_shared :].tolist()
+    def missing(self, answer: list[int]) -> list[int]:
+        """Tokens of the prompt with this answer that are not in the cache yet."""
+        n = len(self.prompt.tokens)
+        return [*self.prompt.tokens[self.n_cached :].tolist(), *answer[max(self.n_cached - n, 0) :]]
 
 
 class RetrievalEvaluator(Closing):
@@ -102,6 +109,7 @@ class RetrievalEvaluator(Closing):
         )
         self.n_computed = 0  # prompt tokens that went through the model so far
         self._batch = Batch(self.context.n_batch)
+        self._rolls_back = self.context.can_roll_back()
         self.lead_in = self._find_lead_in()
 
     def close(self) -> None:
@@ -139,17 +147,18 @@ class RetrievalEvaluator(Closing):
             self._prefill(prompts[0].tokens[:shared], 0)
             for seq, p in enumerate(prompts, 1):
                 context.seq_cp(0, seq)
-                branches.append(_Branch(p, seq, shared, []))
+                branches.append(_Branch(p, seq, shared, shared, []))
             self._resolve(branches, full)
         else:  # the answers were moved, not the questions: one after another, keeping what two prompts share
             cached = np.zeros(0, np.int32)
             for p in prompts:
-                start = min(_common_prefix(cached, p.tokens), len(p.tokens) - 1)
+                last = len(p.tokens) - 1
+                start = min(_common_prefix(cached, p.tokens), last) if self._rolls_back else 0
                 context.seq_rm(0, start)
                 self._prefill(p.tokens[start:-1], start)
                 cached = p.tokens[:-1]
                 context.seq_cp(0, 1)
-                branches.append(_Branch(p, 1, len(p.tokens) - 1, []))
+                branches.append(_Branch(p, 1, last, last, []))
                 self._resolve(branches[-1:], full)
                 context.seq_rm(1)
         return [
@@ -185,20 +194,18 @@ class RetrievalEvaluator(Closing):
 
     def _resolve(self, branches: list[_Branch], full: bool) -> None:
         """Teacher-force the expected answers, then decode on greedily where they are not what the model says."""
-        work = [(b, [*b.tail, *b.prompt.gold[:-1]], len(b.prompt.gold)) for b in branches]
+        work = [(b, b.missing(b.prompt.gold[:-1]), len(b.prompt.gold)) for b in branches]
         self.n_computed += sum(len(tokens) - n + 1 for _, tokens, n in work)
-        for branch, logits in self._forward(work, [b.n_shared for b in branches]):
+        for branch, logits in self._forward(work):
             self._judge(branch, logits, full)
         while open_branches := [b for b in branches if not b.done]:
             guesses = [self._guess(b) for b in open_branches]
-            work = [(b, [b.out[-1], *g], 1 + len(g)) for b, g in zip(open_branches, guesses, strict=True)]
-            for branch, logits in self._forward(work, [len(b.prompt.tokens) + len(b.out) - 1 for b in open_branches]):
+            work = [(b, b.missing([*b.out, *g]), 1 + len(g)) for b, g in zip(open_branches, guesses, strict=True)]
+            for branch, logits in self._forward(work):
                 self._advance(branch, guesses[open_branches.index(branch)], logits)
 
-    def _forward(
-        self, work: list[tuple[_Branch, list[int], int]], positions: list[int]
-    ) -> list[tuple[_Branch, npt.NDArray[np.float32]]]:
-        """Decode the tokens of each branch from its position on; logits of its last n tokens, [n, n_vocab]."""
+    def _forward(self, work: list[tuple[_Branch, list[int], int]]) -> list[tuple[_Branch, npt.NDArray[np.float32]]]:
+        """Decode the next tokens of each branch; logits of its last n tokens, [n, n_vocab]."""
         out: list[tuple[_Branch, npt.NDArray[np.float32]]] = []
         b = self._batch
         start = 0
@@ -210,8 +217,9 @@ class RetrievalEvaluator(Closing):
                 branch, tokens, n_logits = work[stop]
                 k = len(tokens)
                 b.token[n : n + k] = tokens
-                b.pos[n : n + k] = np.arange(positions[stop], positions[stop] + k)
+                b.pos[n : n + k] = np.arange(branch.n_cached, branch.n_cached + k)
                 b.seq[n : n + k, 0] = branch.seq
+                branch.n_cached += k
                 b.want[n : n + k] = 0
                 b.want[n + k - n_logits : n + k] = 1
                 rows.append((branch, slice(n_rows, n_rows + n_logits)))
@@ -245,8 +253,8 @@ class RetrievalEvaluator(Closing):
         elif not full or n_right == len(gold):
             branch.done = True
         else:
-            self.context.seq_rm(branch.seq, len(branch.prompt.tokens) + n_right)
             self._append(branch, int(best[n_right]))
+            self._forget_rest(branch)
 
     def _right(self, branch: _Branch) -> bool:
         return self.task.is_right(self.model.detokenize(branch.out), branch.prompt.question)
@@ -268,6 +276,8 @@ class RetrievalEvaluator(Closing):
         A wrong answer is mostly another value of the same JSON, so most guesses hold; a lone token costs llama.cpp
         more than two (its matrix product of F16 by a single column is the slow one).
         """
+        if not self._rolls_back:
+            return []
         text = np.concatenate([branch.prompt.tokens, np.array(branch.out, np.int32)])
         limit = min(branch.n_guess, MAX_ANSWER_TOKENS - len(branch.out))
         pair = np.flatnonzero((text[:-2] == text[-2]) & (text[1:-1] == text[-1]))
@@ -288,7 +298,20 @@ class RetrievalEvaluator(Closing):
             if j == len(guess) or guess[j] != token:
                 branch.n_guess = min(2 * branch.n_guess, MAX_GUESS) if j == len(guess) else max(2, j)
                 break
-        self.context.seq_rm(branch.seq, len(branch.prompt.tokens) + len(branch.out) - 1)
+        self._forget_rest(branch)
+
+    def _forget_rest(self, branch: _Branch) -> None:
+        """Keep what is settled in the cache of a branch: its prompt and answer but for the last token."""
+        n_kept = len(branch.prompt.tokens) + len(branch.out) - 1
+        if branch.done or branch.n_cached <= n_kept:
+            return
+        if self._rolls_back:
+            self.context.seq_rm(branch.seq, n_kept)
+            branch.n_cached = n_kept
+        else:
+            self.context.seq_rm(branch.seq)
+            self.context.seq_cp(0, branch.seq)
+            branch.n_cached = branch.n_shared
 
 
 def greedy_answer(

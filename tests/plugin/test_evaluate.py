@@ -8,6 +8,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
+from architecture_models import write_model
 from random_models import write_llama
 
 from ropebend import Context, LayerScaling, Model, RopebendError
@@ -180,6 +181,42 @@ def test_random_weights_with_another_vocabulary(tmp_path: Path) -> None:
     assert not any(a.correct for a in [*fast, *slow])
     for f, s in zip(fast, slow, strict=True):
         assert f.text == s.text or f.margin < EPSILON
+
+
+HYBRID_TASKS: dict[str, dict[str, Any]] = {
+    "kv": {"keys": 2, "depths": [0.0, 1.0]},
+    "passkey": {"length": 500, "depths": [0.0, 1.0]},  # its prompts differ in the middle
+}
+
+
+@pytest.mark.parametrize("name", HYBRID_TASKS)
+@pytest.mark.parametrize("architecture", ["falcon-h1", "granitehybrid"])
+def test_hybrid_models_whose_state_cannot_go_back(tmp_path: Path, architecture: str, name: str) -> None:
+    task = make_task(name, HYBRID_TASKS[name])
+    assert isinstance(task, RetrievalTask)
+    with Model(write_model(tmp_path / "h.gguf", architecture, vocabulary=True)) as model:
+        scaling = LayerScaling.uniform(2.0, model.info.n_layer)
+        fast = answers(model, task, 1, scaling)
+        with Context(model, n_ctx=1024, n_threads=1, scaling=scaling) as context:
+            assert not context.can_roll_back()
+            slow = [greedy_answer(context, q.prompt, task, q) for q in task.item(0).questions]
+    for f, s in zip(fast, slow, strict=True):
+        assert len(f.text) > 20
+        assert f.text == s.text or f.margin < 1e-3  # random weights: the logits themselves are small
+
+
+@pytest.mark.parametrize(("name", "options"), [("kv", {"keys": 26, "seed": 5}), ("passkey", {"length": 300})])
+def test_branches_made_anew_give_the_verdicts_of_those_that_go_back(
+    needle: Model, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]
+) -> None:
+    task = make_task(name, {"depths": [0.0, 0.5, 1.0], **options})
+    assert isinstance(task, RetrievalTask)
+    usual = answers(needle, task, 2)
+    monkeypatch.setattr(Context, "can_roll_back", lambda _: False)
+    anew = answers(needle, task, 2)
+    agree(anew, usual)
+    for a, u in zip(anew, usual, strict=True):
+        assert a.text == u.text or min(a.margin, u.margin) < EPSILON
 
 
 def test_rows_make_an_evaluation() -> None:
