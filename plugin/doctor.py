@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ropebend import _native
 from ropebend.errors import RopebendError
-from ropebend.model import Context, Model, check_supported, has_mrope
+from ropebend.model import Context, Model, check_supported
 from ropebend.native import layout
 from ropebend.reference import RopeParams, largest_angle, rope, scaled
 from ropebend.scaling import LayerScaling
@@ -170,7 +170,7 @@ def examine(
     except RopebendError as e:
         yield Check(False, "the architecture can be scaled", str(e))
         return
-    shift = shift and can_shift(model)
+    shift = shift and shift_obstacle(model, type_k) is None
 
     at = layout()
     yield Check(True, "struct layout of the loaded llama.cpp", ", ".join(f"{k} {v}" for k, v in at.items()))
@@ -287,12 +287,10 @@ def _compare_with_numpy(
     return Check(worst < 1, title, f"{n_checked} of {len(own)} rope nodes compared, largest error in {where}")
 
 
-def can_shift(model: Model) -> bool:
-    """True if llama.cpp can shift this model's cache and ropebend lets it (not for M-RoPE)."""
-    if has_mrope(model):
-        return False
-    with Context(model, n_ctx=64, n_batch=32, scaling=None) as context:
-        return bool(lib.llama_memory_can_shift(lib.llama_get_memory(context.handle)))
+def shift_obstacle(model: Model, type_k: str) -> str | None:
+    """Why a cache of this model with keys of this type cannot be shifted; None if it can."""
+    with Context(model, n_ctx=64, n_batch=32, type_k=type_k, scaling=None) as context:
+        return context.shift_obstacle()
 
 
 def ranges(layers: list[int]) -> str:

@@ -194,6 +194,7 @@ class Context(Closing):
         self.model = model
         self.n_ctx = n_ctx or info.n_ctx_train
         self.n_batch = min(n_batch, self.n_ctx)
+        self.type_k = type_k
         self.hook = Hook(info.n_layer) if hooked else None
         self.scaling: LayerScaling | None = None
         self.plan: Plan | None = None
@@ -362,15 +363,24 @@ class Context(Closing):
         self.clear()
         return bool(can)
 
+    def shift_obstacle(self) -> str | None:
+        """Why `seq_add` is refused, None if it is not.  In the first two cases llama.cpp would abort the process."""
+        if has_mrope(self.model):
+            return "models with M-RoPE cannot be shifted"
+        if self.type_k == "bf16":
+            return "a K cache of type bf16 cannot be shifted: llama.cpp's rope does not take bf16"
+        if not lib.llama_memory_can_shift(self._memory):
+            return f"{self.model.info.architecture}: llama.cpp cannot shift this model's cache"
+        return None
+
     def seq_add(self, seq: int, p0: int, p1: int, delta: int) -> None:
         """Shift positions [p0, p1) by `delta`: at the next decode the cached keys are rotated, by the plan of then.
 
         Shift only cells that no other sequence shares, and decode under the same plan next.
         """
-        if has_mrope(self.model):
-            raise RopebendError("models with M-RoPE cannot be shifted")  # llama.cpp would abort the process
-        if not lib.llama_memory_can_shift(self._memory):
-            raise RopebendError(f"{self.model.info.architecture}: llama.cpp cannot shift this model's cache")
+        obstacle = self.shift_obstacle()
+        if obstacle is not None:
+            raise RopebendError(obstacle)
         turns = turns_keys(self._memory, seq, p0, p1, delta)
         lib.llama_memory_seq_add(self._memory, seq, p0, p1, delta)
         self._shift_pending = self._shift_pending or turns

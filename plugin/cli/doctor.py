@@ -21,7 +21,7 @@ def doctor(
     import llama_cpp
 
     import ropebend
-    from ropebend.doctor import examine
+    from ropebend.doctor import examine, shift_obstacle
     from ropebend.model import Model
 
     print(
@@ -37,6 +37,9 @@ def doctor(
         for check in examine(loaded, n_threads=threads, flash_attn=flash_attn, type_k=cache_type_k):
             print(f"{'ok  ' if check.ok else 'FAIL'} {check.title}: {check.detail}")
             failed += not check.ok
+        obstacle = shift_obstacle(loaded, cache_type_k) if not failed else None
+        if obstacle is not None:
+            print(f"--   K-shift (context shift) not checked: {obstacle}")
     if failed:
         print(f"\n{failed} checks failed: scales cannot be trusted on this model with this llama.cpp")
         raise typer.Exit(1)

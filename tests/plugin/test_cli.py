@@ -145,6 +145,12 @@ def test_doctor_on_a_yarn_model_where_the_flag_means_something_else(tmp_path: Pa
     assert "15 of 15 rope nodes compared" in out  # two decodes, and a K-shift between them
 
 
+def test_doctor_leaves_out_the_shift_that_llama_cpp_would_abort_in(tmp_path: Path) -> None:
+    out = ropebend("doctor", NEEDLE, "--cache-type-k", "bf16", "-t", 1, cwd=tmp_path).stdout
+    assert "12 of 12 rope nodes compared" in out
+    assert "K-shift (context shift) not checked: a K cache of type bf16 cannot be shifted" in out
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [

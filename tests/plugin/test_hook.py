@@ -269,6 +269,13 @@ def test_a_shift_that_loses_the_callback_is_an_error(plain: Model) -> None:
             context.decode([7], len(TOKENS) - 12)
 
 
+def test_a_shift_of_a_bf16_cache_is_refused_before_llama_cpp_aborts(plain: Model) -> None:
+    with open_context(plain, type_k="bf16") as context:
+        context.decode(TOKENS, 0)
+        with pytest.raises(RopebendError, match="type bf16 cannot be shifted"):
+            context.seq_add(0, 8, -1, 3)
+
+
 def test_a_batch_that_is_refused_leaves_the_shift_to_the_next(plain: Model) -> None:
     with open_context(plain, scaling=uniform(2.0, plain)) as context:
         assert context.hook is not None
