@@ -112,30 +112,39 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._lora_adapter)
             if llama_cpp.llama_set_adapters_lora(ctx.ctx, adapters, 1, (ctypes.c_float * 1)(self.lora_scale)):
                 raise RopebendError(f"{self.lora_path}: llama.cpp cannot apply this LoRA adapter")
-        # Finds out whether every rope node has a layer. After the LoRA setter it also puts the callback back in place,
-        # which llama.cpp would otherwise do only after a pending K-shift.
+
+    def _warm_up(self) -> None:
+        """Find out whether every rope node can be patched, and forget what was evaluated.
+
+        After the LoRA setter this also puts the callback back in place, which llama.cpp would otherwise do only after
+        a pending K-shift.
+        """
+        self._ctx.kv_cache_clear()
+        self._hook.reset_counts()
         self._batch.set_batch(batch=[max(self.token_bos(), 0)], n_past=0, logits_all=False)
-        ctx.decode(self._batch)
-        ctx.rope_layers = [i for i, n in enumerate(self._hook.qk_nodes()) if n > 0]
-        ctx.kv_cache_clear()
+        self._ctx.decode(self._batch)
+        self._ctx.rope_layers = [i for i, n in enumerate(self._hook.qk_nodes()) if n > 0]
+        self._ctx.kv_cache_clear()
 
     def set_scaling(self, scaling: LayerScaling | None) -> None:
-        """Swap the scales (None: unscaled).  Forgets what was evaluated and every cached prompt of other scales."""
+        """Swap the scales (None: unscaled).  Forgets what was evaluated and every cached prompt of other scales.
+
+        Decodes one token; RopebendError names the rope node that cannot be patched.
+        """
         if self.model_params.vocab_only:
             raise RopebendError(f"{self.model_path}: loaded with vocab_only, there is nothing to scale")
         if scaling is not None:
             check_supported(self._info, scaling)
-            if not self._ctx.rope_layers:
-                raise RopebendError(f"{self.model_path}: the graph has no rope node, layer scales would have no effect")
             scaling = scaling.with_original_context(self._info.n_ctx_train)
         plan = scaling.plan(self._n_ctx) if scaling is not None else None
         self._hook.set_plan(plan)
         self.scaling = scaling
-        self._hook.check()  # what earlier decodes met under no plan counts now
         self._plan_hash = plan.hash if plan is not None else "0"
         self.reset()
-        self._ctx.kv_cache_clear()
         self.set_cache(self._user_cache)
+        self._warm_up()
+        if scaling is not None and not self._ctx.rope_layers:
+            raise RopebendError(f"{self.model_path}: the graph has no rope node, layer scales would have no effect")
 
     def set_cache(self, cache: BaseLlamaCache | None) -> None:
         """Set the prompt cache; entries made under other scales are never found."""

@@ -225,7 +225,6 @@ class Context(Closing):
         try:
             if self.hook is not None:
                 self.set_scaling(chosen_scaling(scaling, info))
-                self._warm_up()
         except BaseException:
             self.close()
             raise
@@ -249,7 +248,8 @@ class Context(Closing):
     def set_scaling(self, scaling: LayerScaling | None, length: int | None = None) -> None:
         """Swap the scales.  The KV cache is cleared: keys rotated under one plan are wrong under another.
 
-        length: tokens a sequence may reach (dynamic-ntk only; default n_ctx).
+        length: tokens a sequence may reach (dynamic-ntk only; default: as many as the cache has room for).
+        Decodes one token to prove that every rope node can be patched; RopebendError names the node that cannot.
         """
         if self.hook is None:
             raise RopebendError("this context was made without the hook")
@@ -260,7 +260,7 @@ class Context(Closing):
         self.hook.set_plan(plan)
         self.scaling, self.plan = scaling, plan
         self.clear()
-        self.hook.check()  # what earlier decodes met under no plan counts now
+        self._warm_up()
 
     def switch_plan(self, plan: Plan | None) -> None:
         """Decode under another plan from now on and keep the cache; `scaling` stays what `set_scaling` was given.

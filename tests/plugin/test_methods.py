@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from architecture_models import write_model
 
-from ropebend import LayerScaling, Model, RopebendError, RopeMethod
+from ropebend import Context, LayerScaling, Llama, Model, RopebendError, RopeMethod
 from ropebend.doctor import RopeNode, _compare_with_numpy, _Observed
 
 TOKENS = [int(t) for t in np.random.default_rng(5).integers(0, 64, 24)]
@@ -66,6 +66,28 @@ def test_method(tmp_path: Path, own: str, method: str) -> None:
         assert check.ok, check.detail
         assert check.detail.startswith(f"{5 * n_layer} of {5 * n_layer} rope nodes compared")
         assert all(node.params != before.params for node, before in zip(nodes, plain, strict=True))
+
+
+def test_what_does_not_compose_is_refused_when_the_scales_are_set(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.gguf", "llama", vocabulary=True)
+    yarn, linear = (LayerScaling((1.5, 2.0), rope=METHODS[method]) for method in ("yarn", "linear"))
+    message = NOT_COMPOSED["llama3-factors"]
+    with Model(path) as model, Context(model, n_ctx=64, n_threads=1, scaling=None) as context:
+        with pytest.raises(RopebendError, match=message):
+            context.set_scaling(yarn)
+        with pytest.raises(RopebendError, match=message):  # and it does not run unscaled instead
+            context.decode(TOKENS, 0)
+        context.set_scaling(linear)
+        context.decode(TOKENS, 0)
+    options: dict[str, Any] = {"n_ctx": 64, "n_threads": 1, "verbose": False}
+    with pytest.raises(RopebendError, match=message):
+        Llama(str(path), scaling=yarn, **options)
+    llm = Llama(str(path), **options)
+    with pytest.raises(RopebendError, match=message):
+        llm.set_scaling(yarn)
+    llm.set_scaling(linear)
+    llm("ab", max_tokens=1)
+    llm.close()
 
 
 def test_the_comparison_fails_for_another_method(tmp_path: Path) -> None:
