@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp
+import llama_cpp.llama_cpp as lib
 from llama_cpp import _internals
 from llama_cpp.llama_cache import BaseLlamaCache
 
@@ -136,7 +137,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if scaling is not None:
             check_supported(self._info, scaling)
             scaling = scaling.with_original_context(self._info.n_ctx_train)
-        plan = scaling.plan(self._n_ctx) if scaling is not None else None
+        plan = scaling.plan(lib.llama_n_ctx_seq(self._ctx.ctx)) if scaling is not None else None
         self._hook.set_plan(plan)
         self.scaling = scaling
         self._plan_hash = plan.hash if plan is not None else "0"

@@ -248,7 +248,7 @@ class Context(Closing):
     def set_scaling(self, scaling: LayerScaling | None, length: int | None = None) -> None:
         """Swap the scales.  The KV cache is cleared: keys rotated under one plan are wrong under another.
 
-        length: tokens a sequence may reach (dynamic-ntk only; default: as many as the cache has room for).
+        length: tokens a sequence may reach (dynamic-ntk only; default: the KV cells that it has).
         Decodes one token to prove that every rope node can be patched; RopebendError names the node that cannot.
         """
         if self.hook is None:
@@ -256,7 +256,7 @@ class Context(Closing):
         if scaling is not None:
             check_supported(self.model.info, scaling)
             scaling = scaling.with_original_context(self.model.info.n_ctx_train)
-        plan = scaling.plan(length or self.n_ctx) if scaling is not None else None
+        plan = scaling.plan(length or lib.llama_n_ctx_seq(self._ctx)) if scaling is not None else None
         self.hook.set_plan(plan)
         self.scaling, self.plan = scaling, plan
         self.clear()

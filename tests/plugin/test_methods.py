@@ -68,6 +68,21 @@ def test_method(tmp_path: Path, own: str, method: str) -> None:
         assert all(node.params != before.params for node, before in zip(nodes, plain, strict=True))
 
 
+def test_dynamic_ntk_follows_the_cells_of_one_sequence(tmp_path: Path) -> None:
+    """As the preload library does, which sees the K cache only: streams of their own share no cells."""
+    scaling = LayerScaling((1.0, 1.0), rope=METHODS["dynamic-ntk"])
+    with Model(write_model(tmp_path / "model.gguf", "qwen2")) as model:
+
+        def plan(**more: Any) -> str:
+            with Context(model, n_batch=64, n_threads=1, scaling=scaling, **more) as context:
+                assert context.plan is not None
+                return context.plan.hash
+
+        one = scaling.plan(256).hash
+        assert plan(n_ctx=1024, n_seq_max=4, kv_unified=False) == one == plan(n_ctx=200)  # rounded up by llama.cpp
+        assert plan(n_ctx=1024, n_seq_max=4) == scaling.plan(1024).hash != one
+
+
 def test_what_does_not_compose_is_refused_when_the_scales_are_set(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.gguf", "llama", vocabulary=True)
     yarn, linear = (LayerScaling((1.5, 2.0), rope=METHODS[method]) for method in ("yarn", "linear"))
