@@ -54,14 +54,17 @@ class _HookedContext(_internals.LlamaContext):  # type: ignore[misc]
 
 
 class _PlanCache(BaseLlamaCache):  # type: ignore[misc]
-    """A prompt cache seen through the current plan: keys start with a number made from the plan's hash."""
+    """A prompt cache seen through the current plan, of which a number is added to every token of a key.
+
+    To every one, for caches find the entry with the longest common prefix, and `LlamaDiskCache` takes it out.
+    """
 
     def __init__(self, cache: BaseLlamaCache, plan_hash: str):
         self.cache = cache
-        self._salt = -1 - int(plan_hash, 16) % 2**31  # negative: no token has it
+        self._salt = (int(plan_hash, 16) % 2**31) << 32  # above every token; 0: unscaled
 
     def _salted(self, key: Sequence[int]) -> tuple[int, ...]:
-        return (self._salt, *key)
+        return tuple(int(token) + self._salt for token in key)
 
     @property
     def cache_size(self) -> int:

@@ -58,6 +58,20 @@ def test_prompt_caches_are_kept_apart_by_plan(llm: Llama, expected: dict[float, 
         llm.set_scaling(None)
 
 
+def test_a_prompt_leaves_unrelated_entries_in_a_disk_cache(llm: Llama, plain_path: Path, tmp_path: Path) -> None:
+    """Looking up takes out the entry with the longest common prefix: none, where there is nothing in common."""
+    parent = llama_cpp.Llama(str(plain_path), **OPTIONS)
+    llm.set_scaling(HALF)
+    for name, model in (("parent", parent), ("ours", llm)):
+        cache = llama_cpp.LlamaDiskCache(str(tmp_path / name))
+        model.set_cache(cache)
+        for prompt in ("AAAA one two three", "zzzz"):
+            model(prompt, max_tokens=4, temperature=0)
+        assert len(cache.cache) == 2, name
+        cache.cache.close()
+    parent.close()
+
+
 def test_states_of_another_plan_are_refused(llm: Llama) -> None:
     text(llm)
     state = llm.save_state()
