@@ -26,6 +26,8 @@ from ropebend.scaling import LayerScaling, Plan
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 
+MAX_THREADS = 512  # GGML_MAX_N_THREADS, the size of ggml's arrays
+
 
 def check_supported(info: ModelInfo, scaling: LayerScaling) -> None:
     """Raise RopebendError unless `scaling` can be applied to this model as its file describes it."""
@@ -206,7 +208,9 @@ class Context(Closing):
         params.n_ubatch = min(n_ubatch, self.n_batch)
         params.n_seq_max = _dividing(n_seq_max, params.n_ubatch) if kv_unified else n_seq_max
         params.kv_unified = kv_unified
-        threads = n_threads or available_threads()
+        if not 0 <= n_threads <= MAX_THREADS:
+            raise RopebendError(f"threads: expected 0 to {MAX_THREADS}, got {n_threads}")
+        threads = n_threads or min(available_threads(), MAX_THREADS)
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attn else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.type_k, params.type_v = _cache_type(type_k), _cache_type(type_v)

@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from ropebend.errors import RopebendError, UsageError
+from ropebend.model import MAX_THREADS
 from ropebend.server.app import MAX_BODY, create_app
 from ropebend.server.engine import Engine
 from ropebend.server.loading import EngineOptions
@@ -110,7 +111,14 @@ def serve(
     ] = None,
     threads: Annotated[
         int,
-        typer.Option("--threads", "-t", envvar="ROPEBEND_THREADS", min=0, help="CPU threads; 0: every core there is."),
+        typer.Option(
+            "--threads",
+            "-t",
+            envvar="ROPEBEND_THREADS",
+            min=0,
+            max=MAX_THREADS,
+            help="CPU threads; 0: every core there is.",
+        ),
     ] = 0,
     n_gpu_layers: Annotated[
         int,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ropebend.errors import RopebendError, UsageError
+from ropebend.model import MAX_THREADS
 
 
 def _warn_without_gpu(n_layers: int) -> int:
@@ -53,7 +54,9 @@ Protocol = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU threads (0: all this process may use).")]
+Threads = Annotated[
+    int, typer.Option("--threads", "-t", min=0, max=MAX_THREADS, help="CPU threads (0: all this process may use).")
+]
 UbatchSize = Annotated[int, typer.Option("--ubatch-size", "-ub", min=16, help="Tokens per graph.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=32, help="Tokens per llama_decode call.")]
 GpuLayers = Annotated[

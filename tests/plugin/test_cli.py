@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from llama_cpp.llama_cpp import llama_supports_gpu_offload
 from random_models import write_llama
+from typer.testing import CliRunner
 
 from ropebend import LayerScaling
+from ropebend.cli import app
 
 NEEDLE = str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf")
 
@@ -195,6 +197,13 @@ def test_mistakes_are_named(tmp_path: Path, args: list[str], code: int, message:
     (tmp_path / "bad.json").write_text("nothing")
     (tmp_path / "two.json").write_text("[1, 2]")
     assert message in " ".join(ropebend(*args, cwd=tmp_path, code=code).stderr.split())
+
+
+@pytest.mark.parametrize("command", ["eval", "search", "doctor", "serve"])
+def test_more_threads_than_ggml_has_room_for_are_refused(command: str) -> None:
+    result = CliRunner().invoke(app, [command, NEEDLE, "-t", "513"])
+    assert result.exit_code == 2
+    assert "'--threads'" in result.output
 
 
 def test_truncated_models_are_refused_with_llama_cpps_reason(tmp_path: Path) -> None:
