@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from ropebend.errors import RopebendError
+from ropebend.errors import RopebendError, UsageError
 from ropebend.model_info import ModelInfo
 from ropebend.native import Hook, captured_log, quiet_llama_log, turns_keys
 from ropebend.scaling import LayerScaling, Plan
@@ -213,7 +213,7 @@ class Context(Closing):
         threads = n_threads or min(available_threads(), MAX_THREADS)
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attn else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.type_k, params.type_v = _cache_type(type_k), _cache_type(type_v)
+        params.type_k, params.type_v = cache_type(type_k), cache_type(type_v)
         params.rope_freq_scale = rope_freq_scale
         params.no_perf = True
         if self.hook is not None:
@@ -425,9 +425,10 @@ def _dividing(n_seq_max: int, n_ubatch: int) -> int:
     return next(fitting, n_seq_max)
 
 
-def _cache_type(name: str) -> int:
+def cache_type(name: str) -> int:
+    """ggml's number of a type of KV cache.  Raises UsageError for one that there is not."""
     if name not in CACHE_TYPES:
-        raise RopebendError(f"cache type: expected one of {', '.join(CACHE_TYPES)}, got {name!r}")
+        raise UsageError(f"cache type: expected one of {', '.join(CACHE_TYPES)}, got {name!r}")
     return CACHE_TYPES[name]
 
 

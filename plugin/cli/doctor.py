@@ -22,11 +22,12 @@ def doctor(
 
     import ropebend
     from ropebend.doctor import examine, shift_obstacle
-    from ropebend.model import Model
+    from ropebend.model import Model, cache_type
 
     print(
         f"ropebend {ropebend.__version__}, llama-cpp-python {llama_cpp.__version__}, Python {platform.python_version()}"
     )
+    cache_type(cache_type_k)  # a wrong one is named before the model is loaded
     failed = 0
     with Model(model, n_gpu_layers=n_gpu_layers) as loaded:
         info = loaded.info

@@ -189,6 +189,7 @@ def test_doctor_leaves_out_the_shift_that_llama_cpp_would_abort_in(tmp_path: Pat
         (["search", NEEDLE, "--method", "x"], 2, "--method: expected one of none, linear"),
         (["search", NEEDLE, "--factor", "2"], 2, "--factor needs a --method"),
         (["serve", "bad.json"], 1, "not a GGUF file"),
+        (["doctor", "bad.json", "--cache-type-k", "foo"], 2, "cache type: expected one of f32, f16"),
         (["doctor", "bad.json"], 1, "not a GGUF file"),
         (["frobnicate"], 2, "No such command"),
     ],
