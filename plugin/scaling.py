@@ -266,12 +266,12 @@ class LayerScaling:
             Keys.PREFIX,
         )
         try:
-            provenance = json.loads(fields.get(Keys.PROVENANCE, "{}"))
+            provenance = json.loads(fields.get(Keys.PROVENANCE, "{}"), parse_constant=_no_constant)
         except (TypeError, ValueError, RecursionError):
             provenance = None
         if not isinstance(provenance, dict):
             raise RopebendError(f"{Keys.PROVENANCE}: expected a JSON object, got {fields[Keys.PROVENANCE]!r:.80}")
-        extra = provenance.pop(_EXTRA, None) or {}
+        extra = _checked_extra(provenance.pop(_EXTRA, None) or {})
         curve = _read_curve(provenance.pop(_CURVE, None), {})
         scales = _numbers(fields[Keys.LAYER_SCALE], Keys.LAYER_SCALE)
         _check_scales(scales, block_count, Keys.LAYER_SCALE)
@@ -412,6 +412,19 @@ def _read_rope(raw: Any, extra: dict[str, Any], prefix: str = "") -> RopeMethod:
     rope = RopeMethod(method, as_f32(_number(raw.get("factor", 1.0), f"{prefix}rope.factor")), original)
     _check_rope(rope, prefix)
     return rope
+
+
+def _checked_extra(extra: Any) -> dict[str, Any]:
+    """Unknown keys of factors.json as they travel in a GGUF; they must not stand in the way of the known ones."""
+    taken = {"format", "architecture", "block_count", "layer_scale", "provenance"}
+    inner = {"rope": {"method", "factor", "original_context"}, "curve": {"control_points"}}
+    try:
+        wrong = taken & extra.keys() or any(own & extra[key].keys() for key, own in inner.items() if key in extra)
+    except AttributeError:  # not an object
+        wrong = True
+    if wrong:
+        raise RopebendError(f"{Keys.PROVENANCE}: {_EXTRA}: expected unknown keys of factors.json, got {extra!r:.80}")
+    return dict(extra)
 
 
 def _read_curve(raw: Any, extra: dict[str, Any]) -> tuple[tuple[float, float], ...] | None:

@@ -96,7 +96,7 @@ def task_options(
     task: str, *, seed: str, depths: list[float], extra: list[str] | None = None, **given: Any
 ) -> dict[str, Any]:
     """The options of a task from the flags that were given.  Raises UsageError for one that the task does not have."""
-    from ropebend.tasks import option_types
+    from ropebend.tasks import option_types, read_option
 
     known = option_types(task)
     options = {k: str(v) if isinstance(v, Path) else v for k, v in given.items() if v is not None}
@@ -111,5 +111,10 @@ def task_options(
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--task-option: expected name=value, got {text!r}")
-        options[name] = value
+        kind = (known or {}).get(name, str)
+        try:
+            options[name] = read_option(value, kind)
+        except ValueError:
+            wanted = {int: "a whole number", float: "a number"}.get(kind, "numbers separated by slashes")
+            raise UsageError(f"--task-option {name}: expected {wanted}, got {value!r}") from None
     return options

@@ -11,7 +11,7 @@ from ropebend.errors import UsageError
 from ropebend.evaluate import Runtime
 from ropebend.scaling import RopeMethod
 from ropebend.search.objective import Objective, Term
-from ropebend.tasks import Task, make_task, option_types
+from ropebend.tasks import Task, make_task, option_types, read_option
 
 CONTROLS = ("uniform", "line", "free", "random")
 UNIFORM_BUDGET = 48  # evaluations; one gene needs no more
@@ -40,10 +40,7 @@ class TaskSpec(_Strict):
             key, equals, value = part.partition("=")
             kind = float if key in ("weight", "keep") else types.get(key, str)
             try:
-                if kind is tuple:
-                    values[key] = [float(v) for v in value.split("/")]
-                else:
-                    values[key] = kind(value) if kind in (int, float) else value
+                values[key] = read_option(value, kind)
             except ValueError:
                 equals = ""
             if not equals:

@@ -15,7 +15,7 @@ from ropebend.tasks.passkey import Passkey
 from ropebend.tasks.task import RetrievalTask, Task, TextTask
 from ropebend.tasks.text import Perplexity
 
-__all__ = ["TASKS", "Task", "make_task", "option_types"]
+__all__ = ["TASKS", "Task", "make_task", "option_types", "read_option"]
 
 TASKS: dict[str, Callable[..., Task]] = {t.name: t for t in (KVRetrieval, Passkey, MultiDocumentQA, Perplexity)}
 
@@ -31,6 +31,13 @@ def option_types(name: str) -> dict[str, type] | None:
         raise UsageError(f"task: expected one of {', '.join(TASKS)} or a .py file, got {name!r}")
     defaults = {k: p.default for k, p in inspect.signature(TASKS[name]).parameters.items()}
     return {k: str if d is inspect.Parameter.empty or d is None else type(d) for k, d in defaults.items()}
+
+
+def read_option(text: str, kind: type) -> Any:
+    """An option's value from text, for a default of this type; depths are separated by slashes.  Raises ValueError."""
+    if kind is tuple:
+        return [float(part) for part in text.split("/")]
+    return kind(text) if kind in (int, float) else text
 
 
 def make_task(name: str, options: Mapping[str, Any]) -> Task:
@@ -50,6 +57,8 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
     ]
     if missing:
         raise UsageError(f"task {name}: option {missing[0]!r} is missing")
+    if known is not None and not all(0 <= depth <= 1 for depth in options.get("depths", ())):
+        raise UsageError(f"task {name}: depths: expected numbers in [0, 1], got {options['depths']}")
     task = maker(**options)
     if not isinstance(task, (RetrievalTask, TextTask)):
         raise RopebendError(f"{name}: task() returned {type(task).__name__}, expected a RetrievalTask or a TextTask")

@@ -23,7 +23,10 @@ def read_json_lines(path: str | Path, parse: Callable[[Any], T], expected: str) 
         if not line.strip():
             continue
         try:
-            out.append(parse(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as e:
+            value = json.loads(line)
+            if "\\ud" in line.lower():  # half a surrogate pair cannot be encoded, so it cannot be tokenised
+                json.dumps(value, ensure_ascii=False).encode()
+            out.append(parse(value))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise RopebendError(f"{path}: line {number}: expected {expected} ({type(e).__name__}: {e})") from None
     return out

@@ -82,7 +82,7 @@ def _parse(data: dict[str, Any]) -> Sample:
 class KVRetrieval(RetrievalTask):
     """Key-value retrieval on generated JSON objects, or on those of a file of the published format.
 
-    Raises UsageError for a protocol that does not exist, RopebendError for a file that cannot be read.
+    Raises UsageError for a protocol that does not exist or no pairs, RopebendError for a file that cannot be read.
     """
 
     name = "kv"
@@ -98,6 +98,8 @@ class KVRetrieval(RetrievalTask):
     ):
         if protocol not in PROTOCOLS:
             raise UsageError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+        if keys < 1:
+            raise UsageError(f"keys: expected at least 1 pair, got {keys}")
         self.depths = tuple(depths)
         self.protocol, self.seed, self.data = protocol, seed, data
         self._samples = read_published(data) if data is not None else None

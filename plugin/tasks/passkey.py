@@ -38,6 +38,8 @@ class Passkey(RetrievalTask):
     ):
         self.length, self.depths, self.seed, self.text = length, tuple(depths), seed, text
         self._sentences = _sentences(read_text(text)) if text is not None else _sentences(FILLER)
+        if not self._sentences:
+            raise RopebendError(f"{text}: expected sentences, there is nothing between the full stops")
         self._n_sentences = 0
 
     def prepare(self, tokenize: Tokenize) -> None:

@@ -72,7 +72,13 @@ def test_reading_the_published_format(tmp_path: Path) -> None:
         ]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"ordered_kv_records": [["a", "b"]], "key": "x", "value": "b"}'])
+BAD_LINES = [
+    "{", "[]", "{}", "[" * 100_000, '{"ordered_kv_records": [["a", "b"]], "key": "x", "value": "b"}',
+    r'{"ordered_kv_records": [["\ud800", "b"]], "key": "\ud800", "value": "b"}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", BAD_LINES, ids=range(len(BAD_LINES)))
 def test_bad_lines_are_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "bad.jsonl"
     good = json.dumps({"ordered_kv_records": PAIRS, "key": "k1", "value": "v1"})

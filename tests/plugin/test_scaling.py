@@ -113,6 +113,12 @@ def test_bad_files_name_the_file_the_key_and_the_value(tmp_path: Path, text: str
     assert str(error.value).startswith(str(path))
 
 
+def test_half_a_surrogate_pair_goes_into_a_file_as_an_escape(tmp_path: Path) -> None:
+    value = LayerScaling((1.0,), provenance={"task": "\ud800"})
+    value.save(tmp_path / "factors.json")
+    assert LayerScaling.load(tmp_path / "factors.json") == value
+
+
 def test_missing_and_binary_files(tmp_path: Path) -> None:
     with pytest.raises(RopebendError, match="No such file"):
         LayerScaling.load(tmp_path / "none.json")
@@ -146,6 +152,11 @@ def test_metadata_that_does_not_fit_is_an_error_and_never_unscaled() -> None:
         (Keys.LAYER_SCALE, "x", "expected a list of numbers"),
         (Keys.METHOD, 7, "rope.method"),
         (Keys.PROVENANCE, "[", "expected a JSON object"),
+        (Keys.PROVENANCE, '{"a": NaN}', "expected a JSON object"),
+        (Keys.PROVENANCE, '{"ropebend.extra": [1, 2]}', "ropebend.extra: expected unknown keys of factors.json"),
+        (Keys.PROVENANCE, '{"ropebend.extra": {"rope": 5}}', "ropebend.extra: expected unknown keys"),
+        (Keys.PROVENANCE, '{"ropebend.extra": {"rope": {"factor": 5}}}', "ropebend.extra: expected unknown keys"),
+        (Keys.PROVENANCE, '{"ropebend.extra": {"layer_scale": [9]}}', "ropebend.extra: expected unknown keys"),
     ]:
         with pytest.raises(RopebendError, match=message):
             LayerScaling.from_metadata({**fields, key: value}, "llama", 2)

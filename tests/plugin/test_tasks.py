@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ropebend import RopebendError, UsageError
+from ropebend.cli.options import task_options
 from ropebend.tasks import make_task, option_types
 from ropebend.tasks.mdqa import Document, MultiDocumentQA, normalised, prompt
 from ropebend.tasks.passkey import FILLER, HEAD, TAIL, Passkey
@@ -41,6 +43,9 @@ def test_passkey_takes_its_filler_from_a_text(tmp_path: Path) -> None:
     assert "Dogs bark. Birds sing. Cats sleep. " in task.item(0).questions[0].prompt
     with pytest.raises(RopebendError, match="passkey: a prompt takes at least"):
         Passkey(length=20).prepare(words)
+    (tmp_path / "dots.txt").write_text("...\n...\n")
+    with pytest.raises(RopebendError, match=r"dots.txt: expected sentences"):
+        Passkey(text=tmp_path / "dots.txt")
 
 
 def write_mdqa(path: Path, n: int, per_line: int = 1) -> Path:
@@ -83,7 +88,12 @@ def test_the_mdqa_metric_is_best_subspan_of_the_first_line(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [("{}", "KeyError"), ('{"question": "q", "answers": ["a"], "ctxs": []}', "0 gold documents"), ("[", "JSON")],
+    [
+        ("{}", "KeyError"),
+        ("[", "JSON"),
+        ('{"question": "q", "answers": ["a"], "ctxs": []}', "0 gold documents"),
+        ('{"question": "q", "answers": ["a"], "ctxs": ["x"]}', "AttributeError"),
+    ],
 )
 def test_bad_mdqa_files_are_named(tmp_path: Path, line: str, reason: str) -> None:
     (tmp_path / "bad.jsonl").write_text(line)
@@ -154,7 +164,20 @@ def test_mistakes_in_options_are_usage_errors() -> None:
     for name, options, message in (
         ("x", {}, "task: expected one of kv, passkey, mdqa, perplexity or a .py file"),
         ("kv", {"length": 3}, "task kv: no option 'length'; it has keys"),
+        ("kv", {"keys": 0}, "keys: expected at least 1 pair, got 0"),
+        ("kv", {"depths": [0, 1.5]}, r"task kv: depths: expected numbers in \[0, 1\], got \[0, 1.5\]"),
         ("mdqa", {}, "task mdqa: option 'data' is missing"),
     ):
         with pytest.raises(UsageError, match=message):
             make_task(name, options)
+
+
+def test_task_options_of_the_command_line_have_the_types_of_the_task() -> None:
+    def options(*given: str) -> dict[str, Any]:
+        return task_options("kv", seed="s", depths=[0.5], extra=list(given))
+
+    assert options("keys=10", "depths=0/0.25", "seed=3") == {"keys": 10, "depths": [0.0, 0.25], "seed": 3}
+    assert task_options("own.py", seed="s", depths=[0.5], extra=["keys=10"])["keys"] == "10"
+    for wrong, expected in (("keys=abc", "a whole number"), ("depths=x", "numbers separated by slashes")):
+        with pytest.raises(UsageError, match=f"--task-option {wrong.split('=')[0]}: expected {expected}"):
+            options(wrong)
