@@ -51,7 +51,8 @@ _CURVE, _EXTRA = "ropebend.curve", "ropebend.extra"  # what else travels in the 
 
 def as_f32(value: float) -> float:
     """Round to float32 and back to its shortest decimal, so that JSON, GGUF and the plan hold the same number."""
-    return float(str(np.float32(value)))
+    with np.errstate(over="ignore"):  # too large a number becomes infinity, which the checks refuse
+        return float(str(np.float32(value)))
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ class LayerScaling:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layer_scale", tuple(as_f32(s) for s in self.layer_scale))
         _check_scales(self.layer_scale, len(self.layer_scale), "layer_scale")
+        object.__setattr__(self, "layer_scale", tuple(as_f32(s) for s in self.layer_scale))
         _check_rope(self.rope)
 
     @property
@@ -355,7 +356,7 @@ def _check_scales(scales: Sequence[float], block_count: int, key: str) -> None:
     if len(scales) != block_count or not scales:
         raise RopebendError(f"{key}: expected {block_count} scales, one per block, got {len(scales)}")
     for i, s in enumerate(scales):
-        if not (math.isfinite(s) and np.float32(MIN_SCALE) <= np.float32(s) <= MAX_SCALE):
+        if not MIN_SCALE <= as_f32(s) <= MAX_SCALE:  # false for NaN, too
             raise RopebendError(
                 f"{key}[{i}]: expected a finite scale in [{MIN_SCALE:g}, {MAX_SCALE:g}], got {s!r} "
                 "(scale stretches: 2 halves llama.cpp's freq_scale)"
@@ -436,5 +437,7 @@ def _read_curve(raw: Any, extra: dict[str, Any]) -> tuple[tuple[float, float], .
     unknown = {k: v for k, v in raw.items() if k != "control_points"}
     if unknown:
         extra["curve"] = unknown
-    flat = [tuple(_numbers(p, f"curve.control_points[{i}]")) for i, p in enumerate(points)]
+    flat = [_numbers(p, f"curve.control_points[{i}]") for i, p in enumerate(points)]
+    if not all(math.isfinite(v) for p in flat for v in p):
+        raise RopebendError(f"curve.control_points: expected finite numbers, got {raw!r:.120}")
     return tuple((p[0], p[1]) for p in flat)

@@ -82,6 +82,13 @@ def test_a_bare_list_is_accepted(tmp_path: Path) -> None:
         ('["1"]', r"the list\[0\]: expected a number, got '1'"),
         ("[true]", r"the list\[0\]: expected a number, got True"),
         ("[1e999]", r"layer_scale\[0\]: expected a finite scale"),
+        ("[1e300, 2]", r"layer_scale\[0\]: expected a finite scale in \[0.1, 1000\], got 1e\+300"),
+        ('{"format": "ropebend/1", "layer_scale": [1], "rope": {"method": "ntk", "factor": 1e300}}', "rope.factor"),
+        (
+            '{"format": "ropebend/1", "layer_scale": [1, 2], '
+            '"curve": {"control_points": [[0, 1e999], [0, 1], [1, 1], [1, 2]]}}',
+            "curve.control_points: expected finite numbers",
+        ),
         ("[1, 0.05]", r"layer_scale\[1\]: expected a finite scale in \[0.1, 1000\], got 0.05"),
         ("[1000.5]", r"layer_scale\[0\]"),
         ("[]", "layer_scale: expected 0 scales, one per block, got 0"),
