@@ -32,7 +32,13 @@ def eval_command(
     scaling: Annotated[bool, typer.Option("--scaling/--no-scaling", help="Apply scales at all.")] = True,
     seed: o.Seed = 1,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="JSON to write (default: MODEL.TASK.json here).")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="JSON to write (default: MODEL.TASK.json here, with --factors MODEL.FACTORS.TASK.json, with "
+            "--no-scaling MODEL.unscaled.TASK.json).",
+        ),
     ] = None,
     threads: o.Threads = 0,
     batch_size: o.BatchSize = 512,
@@ -59,6 +65,10 @@ def eval_command(
     from ropebend.tasks import make_task
 
     measured = make_task(task, options)
+    # one model's results under other scales do not overwrite each other
+    which = f".{factors.stem}" if factors is not None else "" if scaling else ".unscaled"
+    out = output or Path(f"{model.stem}{which}.{measured.name}.json")
+    o.check_writable(out)
     runtime = Runtime(threads, n_gpu_layers, batch_size, ubatch_size, flash_attn)
     console = Console(stderr=True)
     with Model(model, n_gpu_layers=n_gpu_layers) as loaded:
@@ -78,7 +88,6 @@ def eval_command(
     print(f"{loaded.info.name}: {measured.name}, up to {n_tokens} tokens (trained at {loaded.info.n_ctx_train})")
     print(f"{what}; {scales}; {n} items\n")
     print(accuracy_table([("perplexity" if result.is_text else "accuracy", result)]))
-    out = output or Path(f"{model.stem}.{measured.name}.json")
     report: dict[str, Any] = {
         "format": "ropebend-eval/1",
         "model": str(model),

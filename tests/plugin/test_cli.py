@@ -40,6 +40,10 @@ def test_eval_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     low, high = report["accuracy_interval"]
     assert 0 <= low <= report["accuracy"] <= high <= 1
     assert report["scaling"] is None
+    (tmp_path / "two.json").write_text("[2, 2, 2, 2, 2, 2]")
+    ropebend(*args, "--factors", "two.json", cwd=tmp_path)  # beside the first, not over it
+    assert json.loads((tmp_path / "needle-Q8_0.two.kv.json").read_text())["scaling"]["layer_scale"] == [2] * 6
+    assert json.loads((tmp_path / "needle-Q8_0.kv.json").read_text()) == report
     ropebend(*args, "-o", "again.json", cwd=tmp_path)
     again = json.loads((tmp_path / "again.json").read_text())
     assert again == report
@@ -183,6 +187,7 @@ def test_doctor_leaves_out_the_shift_that_llama_cpp_would_abort_in(tmp_path: Pat
             1,
             "two.json: layer_scale: expected 6 scales, one per block, got 2",
         ),
+        (["eval", "none.gguf", "-o", "."], 1, ".: cannot be written: it is a folder"),
         (["eval", NEEDLE, "--data", "none.gz"], 1, "none.gz: No such file"),
         (["eval", NEEDLE, "--keys", "0"], 2, "--keys"),
         (["search", NEEDLE, "--weights", "1,2"], 2, "--weights: expected one number per depth (5)"),
