@@ -24,13 +24,13 @@ def eval_command(
     text: o.Text = None,
     protocol: o.Protocol = None,
     task_option: o.TaskOption = None,
-    depths: o.Depths = "0,0.25,0.5,0.75,1",
+    depths: Annotated[str | None, typer.Option(help=o.DEPTHS_HELP, show_default=o.DEPTHS)] = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Items; each is asked once per depth.", show_default="100, or all")
     ] = None,
     factors: o.Factors = None,
     scaling: Annotated[bool, typer.Option("--scaling/--no-scaling", help="Apply scales at all.")] = True,
-    seed: o.Seed = 1,
+    seed: Annotated[int | None, typer.Option(help=o.SEED_HELP, show_default="1")] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -49,10 +49,11 @@ def eval_command(
     """Measure retrieval by depth (published prompts and metrics, no token computed twice) or perplexity."""
     if factors is not None and not scaling:
         raise UsageError("--factors and --no-scaling contradict each other")
-    at = o.numbers(depths, "--depths", 0, 1)
+    o.check_effect(task, data, seed=seed, depths=depths)
+    at = o.numbers(o.DEPTHS if depths is None else depths, "--depths", 0, 1)
     options = o.task_options(
-        task, seed=f"eval-{seed}", depths=at, extra=task_option, keys=keys, length=length, documents=documents,
-        data=data, text=text, protocol=protocol,
+        task, seed=f"eval-{1 if seed is None else seed}", depths=at, extra=task_option, keys=keys, length=length,
+        documents=documents, data=data, text=text, protocol=protocol,
     )  # fmt: skip
 
     from rich.console import Console

@@ -44,7 +44,8 @@ Text = Annotated[
 TaskOption = Annotated[
     list[str] | None, typer.Option("--task-option", help="name=value for a task of your own; may be repeated.")
 ]
-Depths = Annotated[str, typer.Option(help="Depths of the answer: 0 is first, 1 last.")]
+DEPTHS, DEPTHS_HELP = "0,0.25,0.5,0.75,1", "Depths of the answer: 0 is first, 1 last."
+Depths = Annotated[str, typer.Option(help=DEPTHS_HELP)]
 Protocol = Annotated[
     str | None,
     typer.Option(
@@ -53,7 +54,8 @@ Protocol = Annotated[
         show_default="shared",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+SEED_HELP = "Seed of everything random."
+Seed = Annotated[int, typer.Option(help=SEED_HELP)]
 Threads = Annotated[
     int, typer.Option("--threads", "-t", min=0, max=MAX_THREADS, help="CPU threads (0: all this process may use).")
 ]
@@ -90,6 +92,18 @@ def numbers(text: str, option: str, low: float = 0.0, high: float = float("inf")
     if not all(low <= v <= high for v in values):
         raise UsageError(f"{option}: expected numbers in [{low:g}, {high:g}], got {text!r}")
     return values
+
+
+def check_effect(task: str, data: Path | None, **given: Any) -> None:
+    """Raise UsageError if one of these flags, None by default, was given but changes nothing in this task."""
+    from ropebend.tasks import option_types
+
+    known = option_types(task)
+    for name in (name for name, value in given.items() if value is not None):
+        if known is not None and name not in known:
+            raise UsageError(f"--{name}: task {task} has no such option")
+        if (task, name) == ("kv", "seed") and data is not None:
+            raise UsageError("--seed has no effect on --data: nothing is drawn at random")
 
 
 def task_options(

@@ -57,6 +57,8 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
     ]
     if missing:
         raise UsageError(f"task {name}: option {missing[0]!r} is missing")
+    if name == KVRetrieval.name and "data" in options and "keys" in options:
+        raise UsageError("--keys has no effect on --data: each line holds its own pairs")
     if known is not None and not all(0 <= depth <= 1 for depth in options.get("depths", ())):
         raise UsageError(f"task {name}: depths: expected numbers in [0, 1], got {options['depths']}")
     task = maker(**options)

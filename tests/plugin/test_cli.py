@@ -13,7 +13,7 @@ from llama_cpp.llama_cpp import llama_supports_gpu_offload
 from random_models import write_llama
 from typer.testing import CliRunner
 
-from ropebend import LayerScaling
+from ropebend import LayerScaling, UsageError
 from ropebend.cli import app
 
 NEEDLE = str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf")
@@ -188,6 +188,7 @@ def test_doctor_leaves_out_the_shift_that_llama_cpp_would_abort_in(tmp_path: Pat
             "two.json: layer_scale: expected 6 scales, one per block, got 2",
         ),
         (["eval", "none.gguf", "-o", "."], 1, ".: cannot be written: it is a folder"),
+        (["eval", NEEDLE, "--data", "x", "--keys", "140"], 2, "--keys has no effect on --data"),
         (["eval", NEEDLE, "--data", "none.gz"], 1, "none.gz: No such file"),
         (["eval", NEEDLE, "--keys", "0"], 2, "--keys"),
         (["search", NEEDLE, "--weights", "1,2"], 2, "--weights: expected one number per depth (5)"),
@@ -203,6 +204,17 @@ def test_mistakes_are_named(tmp_path: Path, args: list[str], code: int, message:
     (tmp_path / "bad.json").write_text("nothing")
     (tmp_path / "two.json").write_text("[1, 2]")
     assert message in " ".join(ropebend(*args, cwd=tmp_path, code=code).stderr.split())
+
+
+def test_flags_without_effect_are_refused() -> None:
+    for args, message in (
+        (["--data", "x", "--seed", "1"], "--seed has no effect on --data"),
+        (["--task", "perplexity", "--text", "x", "--seed", "1"], "--seed: task perplexity has no such option"),
+        (["--task", "perplexity", "--text", "x", "--depths", "0,1"], "--depths: task perplexity has no such option"),
+    ):
+        result = CliRunner().invoke(app, ["eval", NEEDLE, *args])
+        assert isinstance(result.exception, UsageError)
+        assert message in str(result.exception)
 
 
 @pytest.mark.parametrize("command", ["eval", "search", "doctor", "serve"])
