@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,13 @@ _COLDEST = 1e-4
 
 #: Tokens that `repeat_penalty` looks back, as in llama-server.
 REPEAT_LAST_N = 64
+
+#: llama.cpp's grammar parser calls itself for each open parenthesis, until the stack overflows (tens of thousands).
+MAX_NESTING = 1000
+
+# What parentheses mean nothing in (text, character class, token, comment), or one of them.  The end of the first
+# three is optional, so that text that never ends is skipped in one go; the parser refuses it.
+_GBNF_PART = re.compile(r'"(?:\\.|[^"\\])*"?|\[(?:\\.|[^\]\\])*\]?|<[^>]*>?|#[^\r\n]*|[()]', re.DOTALL)
 
 _TOKEN_DATA = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])  # llama_token_data
 
@@ -154,4 +162,9 @@ def _as_array(candidates: npt.NDArray[Any]) -> Any:
 
 def check_grammar(grammar: str, vocab: Any) -> None:
     """Raise RopebendError unless llama.cpp can read this GBNF."""
+    depth = 0
+    for part in _GBNF_PART.finditer(grammar):
+        depth += {"(": 1, ")": -1}.get(part[0], 0)
+        if depth > MAX_NESTING:
+            raise RopebendError(f"the grammar nests parentheses deeper than {MAX_NESTING} levels")
     Sampler(Sampling(grammar=grammar), vocab).close()
