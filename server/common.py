@@ -84,10 +84,11 @@ def chat_prompt(messages: list[Message], tools: list[Tool] | None, engine: Engin
         template = ChatTemplate(facts.chat_template, facts.bos, facts.eos)
         dumped = [t.model_dump(exclude_none=True) for t in tools or []]
         text = template.render([m.for_template() for m in messages], dumped or None)
-        # Most templates write BOS themselves; a second one harms the answer.
-        tokens = engine.tokenize(text, add_special=not (facts.bos and text.startswith(facts.bos)))
     except RopebendError as e:
         raise ApiError(400, str(e), param="messages") from None
+    try:
+        # Most templates write BOS themselves; a second one harms the answer.
+        tokens = engine.tokenize(text, add_special=not (facts.bos and text.startswith(facts.bos)))
     except UnicodeEncodeError:
         raise ApiError(400, "the text holds half of a surrogate pair, which is not Unicode", param="messages") from None
     if not tokens:

@@ -11,7 +11,8 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ropebend.errors import RopebendError
@@ -80,6 +81,7 @@ class Engine:
         self._open: dict[Job, list[Task]] = {}
         self._attention = False  # a job was cancelled
         self._stopping = False
+        self._n_users = 0  # callers inside the model
         # daemon: a long decode must not keep a stopped process alive
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
@@ -111,36 +113,53 @@ class Engine:
             raise Unavailable("the model is not loaded")
         return self._scheduler
 
-    @property
-    def model(self) -> Model:
-        """The model, for its vocabulary."""
-        if self._model is None:
-            raise Unavailable("the model is not loaded")
-        return self._model
+    def _check_open(self) -> None:
+        if self._facts is None or self._stopping:
+            default = "the server is shutting down" if self._stopping else "the model is not loaded"
+            raise Unavailable(self.failure or default)
+
+    @contextmanager
+    def _using_model(self) -> Iterator[Model]:
+        """The model, for its vocabulary; `stop` does not free it meanwhile."""
+        with self._lock:
+            self._check_open()
+            self._n_users += 1
+            model = self._model
+        try:
+            assert model is not None
+            yield model
+        finally:
+            with self._lock:
+                self._n_users -= 1
+                self._lock.notify_all()
+
+    # These four raise Unavailable if the engine is loading, stopping or stopped.
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Tokens of `text`; add_special: BOS and EOS as the model wants them; parse_special: control tokens in it."""
-        return self.model.tokenize(text, add_special=add_special, parse_special=parse_special)
+        with self._using_model() as model:
+            return model.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = True) -> str:
         """Text of tokens; special: with the names of control tokens."""
-        return self.model.detokenize(tokens, special=special)
+        with self._using_model() as model:
+            return model.detokenize(tokens, special=special)
 
     def pieces(self, tokens: Sequence[int]) -> list[bytes]:
         """The bytes of each token."""
-        return [self.model.piece(t, special=True) for t in tokens]
+        with self._using_model() as model:
+            return [model.piece(t, special=True) for t in tokens]
 
     def check_grammar(self, grammar: str) -> None:
         """Raise RopebendError unless llama.cpp can read this GBNF."""
-        check_grammar(grammar, self.model.vocab)
+        with self._using_model() as model:
+            check_grammar(grammar, model.vocab)
 
     def submit(self, requests: Sequence[Request], on_event: Callable[[Event], None], *, stream: bool = True) -> Job:
         """Start a job.  Raises QueueFull, or Unavailable if the engine is loading, stopping or stopped."""
         job = Job(requests, on_event, stream, self._notice)
         with self._lock:
-            if self._facts is None or self._stopping:
-                default = "the server is shutting down" if self._stopping else "the model is not loaded"
-                raise Unavailable(self.failure or default)
+            self._check_open()
             n_waiting = self.n_open - self.options.n_slots
             if n_waiting >= self.options.queue_size:
                 raise QueueFull(f"{max(n_waiting, 0)} requests are waiting already, the queue holds no more")
@@ -155,11 +174,23 @@ class Engine:
             self._lock.notify()
 
     def stop(self, timeout: float) -> bool:
-        """`cut`, then wait up to `timeout` seconds for the thread; True if it has ended."""
+        """`cut`, then wait up to `timeout` seconds for the thread and as long for callers inside the model.
+
+        True if all have ended: then the model is freed.
+        """
         self.cut()
         if self._thread.ident is not None:
             self._thread.join(timeout)
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            return False
+        with self._lock:
+            if not self._lock.wait_for(lambda: self._n_users == 0, timeout):
+                return False
+        if self._context is not None:
+            self._context.close()
+        if self._model is not None:
+            self._model.close()
+        return True
 
     def _notice(self) -> None:
         with self._lock:
@@ -185,10 +216,6 @@ class Engine:
                 end = RopebendError(self.failure)
             for job in (*self._open, *self._inbox):
                 self._end(job, Failed(end))
-            if self._context is not None:
-                self._context.close()
-            if self._model is not None:
-                self._model.close()
             if self.failure is not None:
                 self._on_failure()
 
@@ -243,7 +270,8 @@ class Engine:
 
     def _writer(self, job: Job, index: int, request: Request) -> Writer:
         if isinstance(request, Generation):
-            return TextWriter(job, index, request, self.model)
+            assert self._model is not None
+            return TextWriter(job, index, request, self._model)
         assert self._facts is not None
         return EmbeddingWriter(job, index, request, self._facts.n_embd)
 

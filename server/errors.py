@@ -12,6 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from ropebend.server.jobs import Unavailable
+
 
 class ApiError(Exception):
     """An answer that is an error.  param: the request parameter at fault; code: a word programs can test for."""
@@ -66,6 +68,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def api_error(_request: Request, e: ApiError) -> Response:
         return e.response()
+
+    @app.exception_handler(Unavailable)
+    async def not_now(_request: Request, e: Unavailable) -> Response:
+        return unavailable(str(e)).response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, e: RequestValidationError) -> Response:

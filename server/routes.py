@@ -13,7 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
 from ropebend.errors import RopebendError
-from ropebend.server import errors, grammars
+from ropebend.server import grammars
 from ropebend.server.answers import Answering, ChatForm, CompletionForm, EventStream, Form, cancelled_on_disconnect
 from ropebend.server.api import ChatRequest, CompletionRequest, NamedTool, Tool
 from ropebend.server.common import chat_prompt, check_length, is_scaled, prompts_of, ready
@@ -89,30 +89,34 @@ def _chat_grammar(body: ChatRequest, forced: list[Tool], engine: Engine, facts: 
     structured = wanted is not None and wanted.type != "text"
     if sum((structured, bool(forced), body.grammar is not None)) > 1:
         raise ApiError(400, "response_format, tool_choice and grammar: expected only one of them", param="grammar")
+    grammar: str | None
     try:
         if forced:
             tags = HERMES_TAGS if HERMES_TAGS[0].strip() in (facts.chat_template or "") else ("", "")
             functions = [(t.function.name, t.function.parameters) for t in forced]
             several = body.parallel_tool_calls is not False
-            return _checked_grammar(grammars.tool_calls(functions, tags, several), "tools", engine)
-        if wanted is not None and structured:
-            if wanted.type == "json_object":
-                return grammars.any_object()
+            grammar, param = grammars.tool_calls(functions, tags, several), "tools"
+        elif wanted is not None and wanted.type == "json_object":
+            grammar, param = grammars.any_object(), "response_format"
+        elif wanted is not None and structured:
             if wanted.json_schema is None:
                 message = "Missing required parameter: response_format.json_schema"
                 raise ApiError(400, message, param="response_format.json_schema", code="missing_required_parameter")
-            grammar = grammars.from_schema(wanted.json_schema.schema_)
-            return _checked_grammar(grammar, "response_format.json_schema", engine)
+            grammar, param = grammars.from_schema(wanted.json_schema.schema_), "response_format.json_schema"
+        else:
+            grammar, param = body.grammar, "grammar"
     except RopebendError as e:
         param = "tools" if forced else "response_format.json_schema"
         raise ApiError(400, f"{param}: {e}", param=param, code="invalid_value") from None
-    return _checked_grammar(body.grammar, "grammar", engine)
+    return _checked_grammar(grammar, param, engine)
 
 
 def _checked_grammar(grammar: str | None, param: str, engine: Engine) -> str | None:
     if grammar is not None:
         try:
             engine.check_grammar(grammar)
+        except Unavailable:
+            raise
         except (RopebendError, UnicodeEncodeError) as e:
             raise ApiError(400, f"{param}: {e}", param=param, code="invalid_value") from None
     return grammar
@@ -175,10 +179,7 @@ async def _respond(
     }
     logprobs = generations[0].n_logprobs is not None
     answering = Answering(form, head, len(generations), n_prompt, body.n or 1, logprobs)
-    try:
-        job = engine.submit(generations, answering.on_event, stream=bool(body.stream))
-    except Unavailable as e:
-        raise errors.unavailable(str(e)) from None
+    job = engine.submit(generations, answering.on_event, stream=bool(body.stream))
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         return EventStream(answering.stream(include_usage), job)

@@ -10,12 +10,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
-from ropebend.server import errors
 from ropebend.server.answers import Events, api_error, cancelled_on_disconnect
 from ropebend.server.api import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from ropebend.server.common import chat_prompt, check_length, check_tokens, is_scaled, prompts_of, ready
 from ropebend.server.errors import ApiError
-from ropebend.server.jobs import Cancelled, Done, Embed, Embedding, Failed, Unavailable
+from ropebend.server.jobs import Cancelled, Done, Embed, Embedding, Failed
 
 router = APIRouter()
 
@@ -88,10 +87,7 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
         check_length(len(prompt), 0, facts, "input")
     events = Events()
     pooling = engine.options.pooling
-    try:
-        job = engine.submit([Embed(p, pooling, scaled=scaled) for p in prompts], events.put)
-    except Unavailable as e:
-        raise errors.unavailable(str(e)) from None
+    job = engine.submit([Embed(p, pooling, scaled=scaled) for p in prompts], events.put)
     vectors: dict[int, tuple[float, ...]] = {}
     async with cancelled_on_disconnect(request.receive, job):
         while not isinstance(event := await events.get(), Done):

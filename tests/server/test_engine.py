@@ -248,6 +248,32 @@ def test_cut_ends_the_running_and_the_waiting(make_engine: Callable[..., Engine]
         engine.submit([Generation(PROMPT, 1)], on_event)
 
 
+def test_the_model_is_not_freed_under_a_caller(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    inside, hold, got = threading.Event(), threading.Event(), []
+    tokenize = Model.tokenize
+
+    def slow(self: Model, text: str, **more: bool) -> list[int]:
+        inside.set()
+        hold.wait(60)
+        assert self.handle
+        return tokenize(self, text, **more)
+
+    monkeypatch.setattr(Model, "tokenize", slow)
+    caller = threading.Thread(target=lambda: got.append(engine.tokenize("dog")))
+    caller.start()
+    assert inside.wait(60)
+    assert not engine.stop(0.1)
+    with pytest.raises(Unavailable, match="shutting down"):
+        engine.tokenize("dog")
+    hold.set()
+    caller.join(60)
+    assert got == [PROMPT]
+    assert engine.stop(60)
+
+
 def test_loading_a_file_that_is_no_model_fails_with_its_reason(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(b"nothing")
@@ -259,7 +285,7 @@ def test_loading_a_file_that_is_no_model_fails_with_its_reason(tmp_path: Path) -
     assert "not a GGUF file" in engine.failure
     with pytest.raises(Unavailable, match="not a GGUF file"):
         engine.submit([Generation([1], 1)], lambda _: None)
-    with pytest.raises(Unavailable, match="not loaded"):
+    with pytest.raises(Unavailable, match="not a GGUF file"):
         engine.tokenize("a")
 
 
