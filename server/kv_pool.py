@@ -70,7 +70,7 @@ def _n_distinct(sequences: list[Sequence]) -> int:
 class KVPool:
     """Cells and sequence ids, with the finished sequences that stay cached until their room is needed (LRU).
 
-    sharing  False: every sequence is on its own and nothing stays cached (models with a recurrent state)
+    sharing  False: every sequence is on its own and nothing stays cached (see `loading.shares_prefixes`)
     """
 
     def __init__(self, memory: Memory, n_cells: int, n_seqs: int, *, sharing: bool = True):

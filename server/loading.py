@@ -68,7 +68,7 @@ class Facts:
     n_seqs      sequences in the cache, running or ended
     n_embd      length of an embedding
     add_bos     whether the tokeniser puts BOS before a text
-    shares_prefixes  False for models with a recurrent state, which has no prefix to share
+    shares_prefixes  False for models whose cache does not keep every position of a text
     """
 
     id: str
@@ -131,7 +131,6 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
         type_v=o.type_v,
         scaling=scaling,
     )
-    recurrent = lib.llama_model_is_recurrent(model.handle) or lib.llama_model_is_hybrid(model.handle)
     facts = Facts(
         id=o.alias or info.name,
         created=int(time.time()),
@@ -151,7 +150,7 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
         scaling=context.scaling,
         plan_hash=context.scaling.plan(n_ctx).hash if context.scaling is not None else None,
         add_bos=model.adds_bos,
-        shares_prefixes=not recurrent,
+        shares_prefixes=shares_prefixes(model),
         build=f"ropebend {__version__}, llama-cpp-python {llama_cpp.__version__}",
     )
     size = f"{info.n_layer} layers, {facts.n_params:,} parameters"
@@ -160,6 +159,19 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
     log.info("context: %s", describe_context(n_ctx, why, info, scaling))
     log.info("slots: %d over %d shared KV cells", n_slots, n_cells)
     return context, facts
+
+
+def shares_prefixes(model: Model) -> bool:
+    """Whether the cache keeps every position of a text, so that another one can begin with any part of it.
+
+    A recurrent state does not.  Nor does a sliding window: llama.cpp gives away cells that have left the window of
+    their sequence (``llama_kv_cache::find_slot``), also with ``swa_full``, and does not say which.
+    """
+    m = model.handle
+    recurrent = lib.llama_model_is_recurrent(m) or lib.llama_model_is_hybrid(m)
+    # llama.cpp says 0 of deepseek4, although it has a window
+    windowed = lib.llama_model_n_swa(m) > 0 or model.info.architecture == "deepseek4"
+    return not (recurrent or windowed)
 
 
 def _special(model: Model, token: int) -> str:

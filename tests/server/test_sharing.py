@@ -15,6 +15,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
+from architecture_models import write_model as write_architecture
 
 from ropebend.model import Context, Model
 from ropebend.scaling import LayerScaling, RopeMethod
@@ -165,6 +166,35 @@ def test_scaled_and_base_run_side_by_side_on_the_same_weights(
     # the document was computed once for each plan
     assert sorted(f.n_cached for f in finishes)[1:3] != [0, 0]
     assert sum(f.n_cached == 0 for f in finishes) == 2
+
+
+def test_a_sliding_window_leaves_nothing_to_share(
+    load: Callable[..., Answers], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "piece", lambda *_, **__: b"x")  # the model has no vocabulary
+    monkeypatch.setattr(Model, "is_eog", lambda *_: False)
+    path = write_architecture(tmp_path / "gemma2.gguf", "gemma2")  # a window of 32 tokens
+    rng = np.random.default_rng(0)
+
+    def tokens(n: int) -> list[int]:
+        return [int(t) for t in rng.integers(1, 60, n)]
+
+    document = tokens(600)
+    a = load(path, n_ctx=1024, flash_attn=False, type_k="f32", type_v="f32")
+    # llama.cpp puts later texts where the beginning of the document was
+    for prompt in (tokens(250), document, *(tokens(200) for _ in range(6))):
+        a.ask([Generation(prompt, 5, GREEDY)])
+    prompt = [*document[:100], 7]
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    a.engine.submit([Generation(prompt, 1, GREEDY, n_logprobs=0)], events.put)
+    piece, finish = events.get(timeout=60), events.get(timeout=60)
+    assert isinstance(piece, Piece)
+    with Model(path) as model, Context(model, n_ctx=1024, n_threads=1, type_k="f32", type_v="f32") as context:
+        context.decode(prompt, 0)
+        logits = context.logits().astype(np.float64)
+    expected = logits.max() - np.log(np.exp(logits).sum())
+    assert piece.tokens[0].logprob == pytest.approx(expected, abs=1e-3)
+    assert finish == Finish(0, "length", 1, n_cached=0)
 
 
 def test_dynamic_ntk_takes_the_bucket_of_what_a_request_may_reach(load: Callable[..., Answers], tmp_path: Path) -> None:
