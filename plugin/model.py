@@ -213,6 +213,8 @@ class Context(Closing):
         threads = n_threads or min(available_threads(), MAX_THREADS)
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attn else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        # hidden states token by token, also if the file carries a pooling type
+        params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
         params.type_k, params.type_v = cache_type(type_k), cache_type(type_v)
         params.rope_freq_scale = rope_freq_scale
         params.no_perf = True

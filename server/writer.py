@@ -161,9 +161,9 @@ class EmbeddingWriter:
             self._sum[:] = rows[-1]
         if last:
             length = float(np.linalg.norm(self._sum))
-            if not np.isfinite(length):
-                raise RopebendError("the model computed hidden states that are not numbers")
-            vector = self._sum / (length or 1.0)
+            if not 0 < length < np.inf:
+                raise RopebendError(f"the model computed hidden states of length {length}, which make no vector")
+            vector = self._sum / length
             self.job.on_event(Embedding(self.index, tuple(float(x) for x in vector.astype(np.float32))))
 
     def ending(self, n_cached: int) -> Finish:

@@ -16,7 +16,9 @@ import llama_cpp
 import numpy as np
 import pytest
 from architecture_models import write_model as write_architecture
+from random_models import write_llama
 
+from ropebend.errors import RopebendError
 from ropebend.model import Context, Model
 from ropebend.scaling import LayerScaling, RopeMethod
 from ropebend.server.engine import Engine
@@ -254,6 +256,16 @@ def test_embeddings_are_the_mean_of_the_hidden_states_whatever_runs_beside(
         assert np.dot(vectors[name], _embed(a.engine, QUESTIONS[0], name)) == pytest.approx(1, abs=1e-6)
 
 
+def test_embeddings_of_a_file_that_carries_a_pooling_type(load: Callable[..., Answers], tmp_path: Path) -> None:
+    kinds = {"none": {}, "last": {"llama.pooling_type": int(llama_cpp.LLAMA_POOLING_TYPE_LAST)}}
+    vectors = []
+    for name, fields in kinds.items():
+        a = load(write_llama(tmp_path / f"{name}.gguf", fields=fields))
+        vectors.append(_embed(a.engine, [5, 6, 7], "mean"))
+    assert np.linalg.norm(vectors[0]) == pytest.approx(1)
+    assert vectors[1] == pytest.approx(vectors[0], abs=1e-6)
+
+
 def test_what_is_computed_twice_is_told_once(models: dict[str, Path]) -> None:
     events: list[Event] = []
     prompt = QUESTIONS[0][:10]
@@ -277,6 +289,8 @@ def test_what_is_computed_twice_is_told_once(models: dict[str, Path]) -> None:
     assert isinstance(events[-1], Embedding)
     mean = states.mean(0) / np.linalg.norm(states.mean(0))
     assert events[-1].vector == pytest.approx(mean, abs=1e-6)
+    with pytest.raises(RopebendError, match="make no vector"):
+        embedding.states(0, np.zeros((10, 3), np.float32), True)
 
 
 def _embed(engine: Engine, tokens: list[int], pooling: Any) -> tuple[float, ...]:
