@@ -88,8 +88,14 @@ class _GenerateRequest(_Request):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
 
+#: Texts of one request, prompts times n.
+MAX_CHOICES = 2048
+
+
 def _prompt_shape(value: Any) -> Any:
     kinds = {type(x) for x in value} if isinstance(value, list) else set()
+    if kinds and kinds != {int} and len(value) > MAX_CHOICES:
+        raise ValueError(f"expected at most {MAX_CHOICES} texts, got {len(value)}")
     if isinstance(value, str) or (len(kinds) == 1 and kinds <= {str, int, list}):
         return value
     raise ValueError("expected a string, a list of strings, a list of token ids or a list of such lists")

@@ -67,7 +67,7 @@ async def slots(request: Request) -> dict[str, Any]:
     ]
     return {
         "n_slots": facts.n_slots,
-        "n_waiting": len(scheduler.waiting),
+        "n_waiting": scheduler.n_waiting,
         "kv": {"n_cells": facts.n_cells, "n_used": facts.n_cells - pool.n_free, "n_cached_sequences": len(pool.cached)},
         "slots": running,
     }

@@ -43,7 +43,7 @@ class _Collector:
         gauges = {
             "requests_open": ("Requests that have not ended.", engine.n_open),
             "requests_processing": ("Sequences being computed.", len(scheduler.running)),
-            "requests_deferred": ("Sequences waiting for a slot.", len(scheduler.waiting)),
+            "requests_deferred": ("Sequences waiting for a slot.", scheduler.n_waiting),
             "kv_cells": ("Cells of the KV cache.", pool.n_cells),
             "kv_cells_used": ("Of them in use, cached sequences included.", pool.n_cells - pool.n_free),
             "kv_cached_sequences": ("Sequences that have ended and stay cached.", len(pool.cached)),

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from ropebend.errors import RopebendError
 from ropebend.server import grammars
 from ropebend.server.answers import Answering, ChatForm, CompletionForm, EventStream, Form, cancelled_on_disconnect
-from ropebend.server.api import ChatRequest, CompletionRequest, NamedTool, Tool
+from ropebend.server.api import MAX_CHOICES, ChatRequest, CompletionRequest, NamedTool, Tool
 from ropebend.server.common import chat_prompt, check_length, is_scaled, prompts_of, ready
 from ropebend.server.engine import Engine
 from ropebend.server.errors import ApiError
@@ -27,9 +27,6 @@ router = APIRouter()
 
 #: For the OpenAPI document: with stream: true the answer is server-sent events.
 _STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
-
-#: Texts of one request, prompts times n.
-MAX_CHOICES = 2048
 
 
 @router.post("/v1/completions", responses=_STREAMED)

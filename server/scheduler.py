@@ -9,7 +9,7 @@ cached or just being computed, waits for those tokens and takes their cells.
 from __future__ import annotations
 
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,8 @@ class Scheduler:
         self.n_slots = n_slots
         self.n_batch = n_batch
         self.n_rows = n_rows
-        self.waiting: list[Task] = []
+        self.n_waiting = 0
+        self._waiting: dict[int, deque[Task]] = {}  # by id of the group, in the order of arrival
         self.running: list[Task] = []
         self.n_preempted = 0
         self._n_arrived = 0
@@ -100,13 +101,14 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """True if there is anything to do."""
-        return bool(self.waiting or self.running)
+        return bool(self._waiting or self.running)
 
     def add(self, task: Task) -> None:
         """Queue a task."""
         task.arrival = self._n_arrived
         self._n_arrived += 1
-        self.waiting.append(task)
+        self._queue_of(task).append(task)
+        self.n_waiting += 1
 
     def finish(self, task: Task) -> None:
         """The task has ended, by itself or not; what was computed stays cached."""
@@ -118,7 +120,7 @@ class Scheduler:
 
     def _leave(self, task: Task, keep: bool) -> None:
         if task.seq is None:
-            self.waiting.remove(task)
+            self._unqueue(task)
             return
         self.running.remove(task)
         if keep:
@@ -126,6 +128,16 @@ class Scheduler:
         else:
             self.pool.release(task.seq)
         task.seq = task.source = None
+
+    def _queue_of(self, task: Task) -> deque[Task]:
+        return self._waiting.setdefault(id(task.group), deque())
+
+    def _unqueue(self, task: Task) -> None:
+        tasks = self._queue_of(task)
+        tasks.remove(task)  # nearly always the first
+        self.n_waiting -= 1
+        if not tasks:
+            del self._waiting[id(task.group)]
 
     # ---- the next step
 
@@ -146,9 +158,10 @@ class Scheduler:
         return Step(key, chunks) if chunks else None
 
     def _admit(self) -> None:
-        while self.waiting and len(self.running) < self.n_slots:
+        while self._waiting and len(self.running) < self.n_slots:
             active = Counter(id(t.group) for t in self.running)
-            task = min(self.waiting, key=lambda t: (active[id(t.group)], t.arrival))
+            first = (tasks[0] for tasks in self._waiting.values())
+            task = min(first, key=lambda t: (active[id(t.group)], t.arrival))
             source, n = self._match(task)
             promised = sum(t.promised for t in self.running)
             needed = min(task.n_max, len(task.tokens) + HEADROOM) - n + promised
@@ -156,7 +169,7 @@ class Scheduler:
                 if self.running and self.pool.n_reclaimable(source) < needed:
                     return  # until others have finished
                 self.pool.make_room(needed, source)
-            self.waiting.remove(task)
+            self._unqueue(task)
             self.running.append(task)
             task.seq = self.pool.open(task.key, task.tokens, source)
             task.source, task.n_awaited = source, n
@@ -213,7 +226,8 @@ class Scheduler:
             self.running.remove(youngest)
             self.pool.release(youngest.seq)
             youngest.seq = youngest.source = None
-            self.waiting.append(youngest)
+            self._queue_of(youngest).appendleft(youngest)  # of its group, those that wait came later
+            self.n_waiting += 1
             self.n_preempted += 1
             if youngest is task:
                 return False

@@ -59,6 +59,8 @@ def refused(http: httpx.Client, path: str, body: Any, status: int = 400) -> dict
         ({"prompt": []}, "prompt", "invalid_value", "expected a string"),
         ({"prompt": ["a", 1]}, "prompt", "invalid_value", "expected a string"),
         ({"prompt": [[1], [True]]}, "prompt[1][0]", "invalid_type", "integer"),
+        ({"prompt": ["a"] * 2049}, "prompt", "invalid_value", "at most 2048 texts, got 2049"),
+        ({"prompt": ["a"] * 17, "n": 128}, "n", "invalid_value", "17 prompts times n = 128"),
         ({"prompt": ""}, "prompt", "invalid_value", "at least one token"),
         ({"prompt": ["a", ""]}, "prompt", "invalid_value", "prompt[1]: expected at least one token"),
         ({"prompt": [-1]}, "prompt", None, "got -1"),
@@ -138,6 +140,13 @@ def test_chat_parameters(http: httpx.Client, more: dict[str, Any], param: str, s
 )
 def test_what_changes_nothing_is_accepted(http: httpx.Client, more: dict[str, Any]) -> None:
     assert http.post("/v1/chat/completions", json={**CHAT, "max_completion_tokens": 1, **more}).status_code == 200
+
+
+def test_embedding_parameters(http: httpx.Client) -> None:
+    for texts in (["a"] * 2049, [[5]] * 2049):
+        error = refused(http, "/v1/embeddings", {"input": texts})
+        assert (error["param"], error["code"]) == ("input", "invalid_value")
+        assert "at most 2048 texts, got 2049" in error["message"]
 
 
 def test_another_model_is_not_found(client: openai.OpenAI) -> None:

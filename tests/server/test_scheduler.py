@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from array import array
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +48,11 @@ class Machine:
         self.pool = KVPool(self.memory, n_cells, n_seqs)
         self.scheduler = Scheduler(self.pool, n_slots, n_batch, n_rows)
         self.computed = 0
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Those that have not ended."""
+        return [*self.scheduler.running, *chain(*self.scheduler._waiting.values())]
 
     def add(self, prompt: list[int], n_new: int, key: str = "", group: object = None, all_rows: bool = False) -> Task:
         task = Task(group or object(), key, array("i", prompt), len(prompt) + n_new, all_rows, alone=all_rows)
@@ -155,6 +162,24 @@ def test_a_request_of_many_texts_leaves_slots_to_others() -> None:
     assert steps < 10
 
 
+def test_a_request_of_many_texts_is_admitted_without_looking_at_all_of_them_each_time() -> None:
+    looks = 0
+
+    class Counted(Task):
+        def __getattribute__(self, name: str) -> Any:
+            nonlocal looks
+            looks += name == "arrival"
+            return super().__getattribute__(name)
+
+    m, group, n = Machine(), object(), 200
+    for i in range(n):
+        m.scheduler.add(Counted(group, "", array("i", [i + 2]), 1))
+    assert m.scheduler.n_waiting == n
+    m.run()
+    assert m.scheduler.n_waiting == 0
+    assert looks < 10 * n
+
+
 def test_every_output_of_an_echo_is_computed_in_small_parts() -> None:
     m = Machine()
     m.add(DOCUMENT, 1)
@@ -217,13 +242,14 @@ def test_nothing_is_lost(keep: bool) -> None:
         m.add([*DOCUMENT[: 7 * i], i], 5)
     for _ in range(4):
         m.step()
-    for task in [*m.scheduler.running, *m.scheduler.waiting]:
+    for task in m.tasks:
         (m.scheduler.finish if keep else m.scheduler.discard)(task)
     m.check()
     m.pool.clear_cached()
     assert m.pool.n_free == m.pool.n_cells
     assert not m.memory.held
     assert not m.scheduler.busy
+    assert m.scheduler.n_waiting == 0
 
 
 @given(st.lists(st.integers(0, 2), max_size=12), st.lists(st.integers(0, 2), max_size=12), st.integers(0, 12))
@@ -259,7 +285,7 @@ def test_any_load_is_worked_off(
         if left and random.random() < 0.3:
             prompt, n_new, key, all_rows = left.pop()
             m.add(prompt, n_new, key, all_rows=all_rows)
-        everyone = [*m.scheduler.running, *m.scheduler.waiting]
+        everyone = m.tasks
         if everyone and random.random() < 0.05:
             dropped.append(random.choice(everyone))
             random.choice([m.scheduler.finish, m.scheduler.discard])(dropped[-1])
