@@ -7,7 +7,7 @@ without effect, so that it is refused by name.  Anything else unknown is refused
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -26,10 +26,23 @@ def _encodable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_encodable)]
 StopText = Annotated[str, Field(min_length=1), AfterValidator(_encodable)]
 
+T = TypeVar("T")
+# One error is enough: a million of them would hold up every other request and take a gigabyte.
+ListOf = Annotated[list[T], Field(fail_fast=True)]
+
 
 class _Request(BaseModel):
     # strict: "5" is no number and true is no 1
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown_is_enough(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or len(value) <= len(cls.model_fields):
+            return value
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = next(key for key in value if key not in known)
+        return {key: value[key] for key in value if key in known or key == unknown}
 
 
 class StreamOptions(_Request):
@@ -59,6 +72,13 @@ class _GenerateRequest(_Request):
 
     # without influence on the output
     user: Any = None
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _one_wrong_is_enough(cls, value: Any) -> Any:
+        biases = value.items() if isinstance(value, dict) else ()
+        wrong = next((k for k, v in biases if type(v) not in (int, float) or not -100 <= v <= 100), None)
+        return value if wrong is None else {wrong: value[wrong]}
 
     @field_validator("logit_bias")
     @classmethod
@@ -101,10 +121,13 @@ def _prompt_shape(value: Any) -> Any:
     raise ValueError("expected a string, a list of strings, a list of token ids or a list of such lists")
 
 
+Prompts = Text | ListOf[Text] | ListOf[int] | ListOf[ListOf[int]]
+
+
 class CompletionRequest(_GenerateRequest):
     """Body of POST /v1/completions."""
 
-    prompt: Text | list[Text] | list[int] | list[list[int]]
+    prompt: Prompts
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
@@ -142,9 +165,9 @@ class Message(_Request):
     """One message of a chat.  The fields that must be null come back with the answers of the openai client."""
 
     role: Annotated[Text, Field(min_length=1)]
-    content: Text | list[TextPart] | None = None
+    content: Text | ListOf[TextPart] | None = None
     name: Text | None = None
-    tool_calls: list[CalledTool] | None = None
+    tool_calls: ListOf[CalledTool] | None = None
     tool_call_id: Text | None = None
 
     refusal: None = None
@@ -176,6 +199,9 @@ class Message(_Request):
                 for call in self.tool_calls
             ]
         return out
+
+
+Messages = Annotated[ListOf[Message], Field(min_length=1, max_length=10_000)]
 
 
 def _parsed(arguments: str) -> Any:
@@ -238,7 +264,7 @@ class ResponseFormat(_Request):
 class ChatRequest(_GenerateRequest):
     """Body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -248,7 +274,7 @@ class ChatRequest(_GenerateRequest):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
 
-    modalities: list[Literal["text"]] | None = None
+    modalities: ListOf[Literal["text"]] | None = None
     functions: Annotated[list[Any], Field(max_length=0)] | None = None
     function_call: Literal["none", "auto"] | None = None
     audio: None = None
@@ -272,7 +298,7 @@ class EmbeddingRequest(_Request):
     """Body of POST /v1/embeddings."""
 
     model: Text | None = None
-    input: Text | list[Text] | list[int] | list[list[int]]
+    input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: None = None
     user: Any = None
@@ -291,7 +317,7 @@ class TokenizeRequest(_Request):
     model: Text | None = None
     content: Text | None = None
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Messages | None = None
     add_special: bool | None = None
     add_special_tokens: bool | None = None
     parse_special: bool = True
@@ -303,4 +329,4 @@ class DetokenizeRequest(_Request):
     """Body of POST /detokenize; the answer has llama-server's `content` and vLLM's `prompt`."""
 
     model: Text | None = None
-    tokens: Annotated[list[int], Field(max_length=2**20)]
+    tokens: Annotated[ListOf[int], Field(max_length=2**20)]

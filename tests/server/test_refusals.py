@@ -6,6 +6,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel, ValidationError
+
+from ropebend.server.api import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest
 
 from .conftest import N_CTX_TRAIN, TOKEN
 
@@ -103,6 +106,7 @@ def test_completion_parameters(
         ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens", "only one"),
         ({"prompt": "a"}, "prompt", "Unrecognized"),
         ({"messages": []}, "messages", "at least 1 item"),
+        ({"messages": [{"role": "user", "content": "a"}] * 10_001}, "messages", "at most 10000 items"),
         ({"messages": None}, "messages", "valid list"),
         ({"messages": [{"role": "user"}]}, "messages[0]", "expected a text"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0]", "expected a text"),
@@ -147,6 +151,26 @@ def test_embedding_parameters(http: httpx.Client) -> None:
         error = refused(http, "/v1/embeddings", {"input": texts})
         assert (error["param"], error["code"]) == ("input", "invalid_value")
         assert "at most 2048 texts, got 2049" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ({"messages": [1] * 1000}, ChatRequest),
+        ({"messages": [{"role": "user", "content": [1] * 1000}]}, ChatRequest),
+        ({"messages": [{"role": "user", "content": "a", **{f"x{i}": 1 for i in range(1000)}}]}, ChatRequest),
+        ({"prompt": [[True] * 1000]}, CompletionRequest),
+        ({"prompt": [2**70, *[True] * 1000]}, CompletionRequest),
+        ({"prompt": "a", "logit_bias": {str(i): "x" for i in range(1000)}}, CompletionRequest),
+        ({"prompt": "a", **{f"x{i}": 1 for i in range(1000)}}, CompletionRequest),
+        ({"input": ["\ud800"] * 1000}, EmbeddingRequest),
+        ({"tokens": ["a"] * 1000}, DetokenizeRequest),
+    ],
+)
+def test_the_errors_of_a_large_body_are_not_gathered(body: dict[str, Any], kind: type[BaseModel]) -> None:
+    with pytest.raises(ValidationError) as e:
+        kind.model_validate(body)
+    assert e.value.error_count() < 50
 
 
 def test_another_model_is_not_found(client: openai.OpenAI) -> None:
