@@ -149,7 +149,10 @@ def serve(
     ] = None,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(envvar="ROPEBEND_API_KEY", help="Key that clients must send; may be given several times."),
+        typer.Option(
+            envvar="ROPEBEND_API_KEY",
+            help="Key that clients must send; may be given several times, in the variable separated by blanks.",
+        ),
     ] = None,
     api_key_file: Annotated[
         Path | None,
@@ -197,9 +200,12 @@ def serve(
         raise UsageError("--factors and --no-scaling: expected only one of them")
     if ubatch_size is not None and ubatch_size > batch_size:
         raise UsageError(f"--ubatch-size: expected at most --batch-size {batch_size}, got {ubatch_size}")
-    keys = [*(api_key or []), *(_keys_of(api_key_file) if api_key_file is not None else [])]
-    if any(not key.strip() for key in keys):
+    _refuse_blank(ROPEBEND_API_KEY=api_key, ROPEBEND_API_KEY_FILE=api_key_file)
+    keys = [key.strip() for key in api_key or []]
+    if not all(keys):
         raise UsageError("--api-key: expected a key, got an empty one")
+    if api_key_file is not None:
+        keys += _keys_of(api_key_file)
     if parallel is not None and parallel >= batch_size:
         raise UsageError(f"--parallel: expected less than --batch-size {batch_size}, got {parallel}")
     options = EngineOptions(
@@ -227,6 +233,13 @@ def serve(
     app = create_app(engine, keys, cors_origins=cors_origin or [], max_body=max_body_size)
     server = make_server(app, engine, grace, debug=log_level is LogLevel.debug)
     run(server, engine, host, port)
+
+
+def _refuse_blank(**given: object) -> None:
+    """UsageError if one of these variables is set but blank: typer drops it, and everybody would be let in."""
+    for name, value in given.items():
+        if not value and not os.environ.get(name, "set").strip():
+            raise UsageError(f"{name} is set but empty: expected a value, or unset it to serve without a key")
 
 
 def _keys_of(path: Path) -> list[str]:

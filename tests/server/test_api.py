@@ -267,7 +267,7 @@ def test_bodies_that_are_too_large_are_refused(declared: bool) -> None:
 def test_keys_from_a_file(start: Callable[..., Server], models: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# ours\nfirst\n\n second \n")
-    server = start(models["plain"], "--api-key", "third", "--api-key-file", path).wait_until_ready()
+    server = start(models["plain"], "--api-key", "third ", "--api-key-file", path).wait_until_ready()
     for key, status in (("first", 200), ("second", 200), ("third", 200), ("# ours", 401)):
         answer = httpx.get(f"{server.url}/v1/models", headers={"Authorization": f"Bearer {key}"})
         assert answer.status_code == status

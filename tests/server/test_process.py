@@ -41,6 +41,17 @@ def test_a_start_that_fails(
     assert "Traceback" not in server.log
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("ROPEBEND_API_KEY", ""), ("ROPEBEND_API_KEY", " "), ("ROPEBEND_API_KEY_FILE", "")]
+)
+def test_a_blank_key_variable_opens_no_server(
+    start: Callable[..., Server], models: dict[str, Path], name: str, value: str
+) -> None:
+    server = start(models["plain"], env={name: value})
+    assert server.wait() == 2
+    assert f"{name} is set but empty" in server.log
+
+
 def test_a_port_in_use() -> None:
     with listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
