@@ -229,7 +229,7 @@ def serve(
     level = log_level.value.upper()
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
     log.setLevel(level)
-    engine = Engine(options, on_failure=lambda: setattr(server, "should_exit", True))
+    engine = Engine(options, on_failure=lambda: server.end_now())
     app = create_app(engine, keys, cors_origins=cors_origin or [], max_body=max_body_size)
     server = make_server(app, engine, grace, debug=log_level is LogLevel.debug)
     run(server, engine, host, port)
@@ -306,6 +306,11 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             os._exit(1)
         log.info("%s: finishing open requests, at most %g s", signal.Signals(sig).name, self._grace)
+        self.should_exit = True
+
+    def end_now(self) -> None:
+        """End without the grace; there is nothing to wait for but the answers that say why."""
+        self.config.timeout_graceful_shutdown = 2
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

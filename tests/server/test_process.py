@@ -4,7 +4,8 @@ import inspect
 import json
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -132,10 +133,9 @@ def test_a_second_signal_ends_at_once(start: Callable[..., Server], models: dict
         assert server.wait() == 1
 
 
-def test_a_client_that_does_not_read_is_cut_after_the_grace(
-    start: Callable[..., Server], models: dict[str, Path]
-) -> None:
-    server = start(models["plain"], "--grace", "0").wait_until_ready()
+@contextmanager
+def client_that_does_not_read(server: Server) -> Iterator[None]:
+    """It has asked for more than fits the buffers, and all of it has been computed."""
     with socket.socket() as slow, httpx.Client(base_url=server.url, timeout=60) as http:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
@@ -144,15 +144,30 @@ def test_a_client_that_does_not_read_is_cut_after_the_grace(
         slow.sendall(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
         while http.get("/props").json()["requests"]["done"] == 0:
             pass
+        yield
+
+
+def test_a_client_that_does_not_read_is_cut_after_the_grace(
+    start: Callable[..., Server], models: dict[str, Path]
+) -> None:
+    server = start(models["plain"], "--grace", "0").wait_until_ready()
+    with client_that_does_not_read(server):
         server.process.send_signal(signal.SIGTERM)
         assert server.wait() == 0
     assert "Traceback" not in server.log
 
 
-def test_a_crash_of_the_engine_ends_the_process(start: Callable[..., Server], models: dict[str, Path]) -> None:
-    patch = "import ropebend.server.runner as e\ne.Runner.run = lambda *_: 1 / 0"
-    server = start(models["plain"], patch=patch).wait_until_ready()
-    answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"}, timeout=60)
+def test_a_crash_of_the_engine_ends_the_process_whoever_does_not_read(
+    start: Callable[..., Server], models: dict[str, Path]
+) -> None:
+    patch = (
+        "from ropebend.server.runner import Runner\nrun = Runner.run\n"
+        "Runner.run = lambda r, step: 1 / (len(step.chunks[0].task.owner.request.prompt) - 7) and run(r, step)"
+    )
+    server = start(models["plain"], "--grace", "3600", patch=patch).wait_until_ready()
+    with client_that_does_not_read(server):
+        answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": [40] * 7}, timeout=60)
+        assert server.wait() == 1
     assert answer.status_code == 500
     assert answer.json()["error"] == {
         "message": "the engine crashed: ZeroDivisionError: division by zero",
@@ -160,7 +175,6 @@ def test_a_crash_of_the_engine_ends_the_process(start: Callable[..., Server], mo
         "param": None,
         "code": "internal_error",
     }
-    assert server.wait() == 1
     assert "error: the engine crashed: ZeroDivisionError" in server.lines[-1]
     assert "Traceback" not in server.log
 
