@@ -258,11 +258,7 @@ class Engine:
         assert self._plans is not None
         for index, r in enumerate(job.requests):
             n_max = len(r.prompt) + (r.max_tokens if isinstance(r, Generation) else 0)
-            try:
-                writer = self._writer(job, index, r)
-            except RopebendError as e:
-                self._abandon(job, Failed(e))
-                return
+            writer = self._writer(job, index, r)
             key = self._plans.key(r.scaled, n_max)
             task = Task(job, key, array("i", r.prompt), n_max, writer.all_rows, writer.wants_embeddings, writer)
             self._open[job].append(task)

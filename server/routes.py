@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from ropebend.errors import RopebendError
 from ropebend.server import grammars
 from ropebend.server.answers import Answering, ChatForm, CompletionForm, EventStream, Form, cancelled_on_disconnect
-from ropebend.server.api import MAX_CHOICES, ChatRequest, CompletionRequest, NamedTool, Tool
+from ropebend.server.api import MAX_CHOICES, MAX_GRAMMARS, ChatRequest, CompletionRequest, NamedTool, Tool
 from ropebend.server.common import chat_prompt, check_length, is_scaled, prompts_of, ready
 from ropebend.server.engine import Engine
 from ropebend.server.errors import ApiError
@@ -141,6 +141,9 @@ def _generations(
     if len(prompts) * n > MAX_CHOICES:
         message = f"expected at most {MAX_CHOICES} texts of one request, got {len(prompts)} prompts times n = {n}"
         raise ApiError(400, message, param="n", code="invalid_value")
+    if grammar is not None and len(prompts) * n > (most := max(MAX_GRAMMARS // len(grammar) ** 2, 1)):
+        message = f"a grammar of {len(grammar)} characters: expected n times prompts to be at most {most}"
+        raise ApiError(400, f"{message}, got {len(prompts) * n}", param="n", code="invalid_value")
     seed = secrets.randbits(32) if body.seed is None else body.seed
     return [
         Generation(

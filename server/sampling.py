@@ -24,6 +24,9 @@ _COLDEST = 1e-4
 #: Tokens that `repeat_penalty` looks back, as in llama-server.
 REPEAT_LAST_N = 64
 
+#: Characters of a grammar.
+MAX_GRAMMAR = 100_000
+
 #: llama.cpp's grammar parser calls itself for each open parenthesis, until the stack overflows (tens of thousands).
 MAX_NESTING = 1000
 
@@ -162,6 +165,8 @@ def _as_array(candidates: npt.NDArray[Any]) -> Any:
 
 def check_grammar(grammar: str, vocab: Any) -> None:
     """Raise RopebendError unless llama.cpp can read this GBNF."""
+    if len(grammar) > MAX_GRAMMAR:
+        raise RopebendError(f"a grammar of {len(grammar)} characters: expected at most {MAX_GRAMMAR}")
     depth = 0
     for part in _GBNF_PART.finditer(grammar):
         depth += {"(": 1, ")": -1}.get(part[0], 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,8 @@ Row = npt.NDArray[np.float32]
 class TextWriter:
     """One generation: samples its tokens and reports its text.
 
+    Reading a grammar and the text of a long prompt take time, so both wait for the first output.
+
     all_rows  the outputs of every prompt token are wanted, not only the last one's
     """
 
@@ -38,11 +41,7 @@ class TextWriter:
         self._text = TextStream(request.stop)
         self._untold: deque[TokenLogprob] = deque()  # tokens whose text is held back
         self._ready = ""  # text to tell
-        self._prompt_text = ""
-        s = request.sampling
-        self._sampler = None if s.is_argmax else Sampler(s, model.vocab, max(request.max_tokens, 1), request.prompt)
-        if request.echo:
-            self._echo_first()
+        self._sampler: Sampler | None = None
 
     def close(self) -> None:
         """Free the sampler."""
@@ -51,39 +50,47 @@ class TextWriter:
 
     # ---- the prompt
 
-    def _echo_first(self) -> None:
-        g, model = self.request, self._model
-        self._prompt_text = model.detokenize(g.prompt)
-        if g.n_logprobs is None:
-            self._ready = self._prompt_text
-            return
-        self._untold.append(TokenLogprob(model.piece(g.prompt[0], special=True), None, 0, ()))
-        self._echoed = TextStream()  # counts the characters before each token
-        self._echoed.feed(model.piece(g.prompt[0]))
+    @cached_property
+    def _prompt_text(self) -> str:
+        """What is echoed."""
+        return self._model.detokenize(self.request.prompt) if self.request.echo else ""
+
+    @cached_property
+    def _echoed(self) -> TextStream:
+        """Counts the characters before each token.  The first one, which nothing predicts, is in it and untold."""
+        first, model = self.request.prompt[0], self._model
+        self._untold.append(TokenLogprob(model.piece(first, special=True), None, 0, ()))
+        stream = TextStream()
+        stream.feed(model.piece(first))
+        return stream
 
     def prompt_rows(self, start: int, rows: npt.NDArray[np.float32]) -> None:
         """Outputs of the prompt tokens from position `start` on (only if `all_rows`): [n, n_vocab]."""
-        g = self.request
+        g, echoed = self.request, self._echoed
         assert g.n_logprobs is not None
         for i, logits in enumerate(rows, start + 1):
             # a prompt that was pushed out is computed again from its beginning
             if len(self._untold) == i < len(g.prompt):
-                offset = self._echoed.n_decoded
-                self._untold.append(token_logprob(self._model, g.prompt[i], logits, g.n_logprobs, offset))
-                self._echoed.feed(self._model.piece(g.prompt[i]))
+                self._untold.append(token_logprob(self._model, g.prompt[i], logits, g.n_logprobs, echoed.n_decoded))
+                echoed.feed(self._model.piece(g.prompt[i]))
 
     def _end_of_prompt(self) -> None:
         """The echo is complete: tell it before the first token."""
         if self.all_rows:
             self.job.on_event(Piece(self.index, self._prompt_text, tuple(self._untold)))
             self._untold.clear()
+        else:
+            self._ready = self._prompt_text
 
     # ---- the text
 
     def sample(self, context: Any, i: int, logits: Row) -> int:
         """The next token, from the logits of the i-th token of the last batch."""
-        if self._sampler is None:
+        g = self.request
+        if g.sampling.is_argmax:
             return int(logits.argmax())
+        if self._sampler is None:
+            self._sampler = Sampler(g.sampling, self._model.vocab, max(g.max_tokens, 1), g.prompt)
         return self._sampler.sample(context, i, logits)
 
     def accept(self, token: int, logits: Row) -> bool:

@@ -17,7 +17,7 @@ from ropebend.server.engine import Engine
 from ropebend.server.jobs import Cancelled, Done, Event, Failed, Finish, Generation, Piece, QueueFull, Unavailable
 from ropebend.server.loading import EngineOptions, choose_n_ctx, describe_context
 from ropebend.server.runner import Runner
-from ropebend.server.sampling import Sampling
+from ropebend.server.sampling import Sampler, Sampling
 
 GREEDY = Sampling(temperature=0)
 PROMPT = [3 + byte for byte in b"dog"]
@@ -184,6 +184,33 @@ def test_a_failing_request_leaves_the_engine_alive(
     assert "status -3" in str(event.error)
     assert engine.stats.failed == 1
     assert text_of(run(engine, Generation(PROMPT, 3, GREEDY)))
+
+
+def test_a_grammar_is_read_and_an_echo_prepared_only_for_texts_that_run(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(n_slots=2)
+    made, detokenize = [], Model.detokenize
+
+    def counted(*args: Any) -> Sampler:
+        made.append("sampler")
+        return Sampler(*args)
+
+    def text(*args: Any, **more: Any) -> str:
+        made.append("text")
+        return detokenize(*args, **more)
+
+    monkeypatch.setattr("ropebend.server.writer.Sampler", counted)
+    monkeypatch.setattr(Model, "detokenize", text)
+    events: queue.SimpleQueue[tuple[Event, int]] = queue.SimpleQueue()
+    one = Generation(PROMPT, 2, Sampling(grammar='root ::= "ab"'), echo=True)
+    engine.submit([one] * 8, lambda event: events.put((event, len(made))))
+    got = [events.get(timeout=60)]
+    while not isinstance(got[-1][0], Done):
+        got.append(events.get(timeout=60))
+    assert [text_of([event for event, _ in got], i) for i in range(8)] == ["dogab"] * 8
+    assert got[0][1] == 2  # a sampler and an echo at the first event
+    assert got[-1][1] == 16
 
 
 def test_logits_that_are_not_numbers_are_an_error(

@@ -15,6 +15,9 @@ from .conftest import N_CTX_TRAIN, TOKEN
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]}
 
 
+LONG_SCHEMA = {"enum": list(range(20_000))}
+
+
 def refused(http: httpx.Client, path: str, body: Any, status: int = 400) -> dict[str, Any]:
     # json.dumps writes ASCII, so that half a surrogate pair can be sent
     answer = http.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
@@ -64,6 +67,12 @@ def refused(http: httpx.Client, path: str, body: Any, status: int = 400) -> dict
         ({"prompt": [[1], [True]]}, "prompt[1][0]", "invalid_type", "integer"),
         ({"prompt": ["a"] * 2049}, "prompt", "invalid_value", "at most 2048 texts, got 2049"),
         ({"prompt": ["a"] * 17, "n": 128}, "n", "invalid_value", "17 prompts times n = 128"),
+        (
+            {"grammar": "root ::= " + '"a" | ' * 14_000 + '"b"', "n": 13},
+            "n",
+            "invalid_value",
+            "at most 1, got 13",
+        ),
         ({"prompt": ""}, "prompt", "invalid_value", "at least one token"),
         ({"prompt": ["a", ""]}, "prompt", "invalid_value", "prompt[1]: expected at least one token"),
         ({"prompt": [-1]}, "prompt", None, "got -1"),
@@ -95,6 +104,11 @@ def test_completion_parameters(
             "cannot be used",
         ),
         ({"grammar": "root ::= ("}, "grammar", "cannot read the grammar"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": LONG_SCHEMA}}},
+            "response_format.json_schema",
+            "characters: expected at most 100000",
+        ),
         ({"grammar": "x ::= y", "response_format": {"type": "json_object"}}, "grammar", "only one"),
         ({"functions": [{}]}, "functions", "not supported"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "only 'text'"),
