@@ -117,6 +117,9 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
     # llama.cpp asserts that a batch has room for one output of each sequence
     n_seqs = min(llama_cpp.llama_max_parallel_sequences(), n_batch)
     n_slots = min(o.n_slots, n_seqs - 1)
+    sharing = shares_prefixes(model)
+    if not sharing:
+        n_seqs = n_slots  # nothing stays cached, and of a recurrent model each has a state, used or not
     if n_slots < 1:
         raise RopebendError(f"a context of {n_ctx} tokens and a batch of {n_batch} leave no room for a slot")
     context = Context(
@@ -150,7 +153,7 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
         scaling=context.scaling,
         plan_hash=context.scaling.plan(n_ctx).hash if context.scaling is not None else None,
         add_bos=model.adds_bos,
-        shares_prefixes=shares_prefixes(model),
+        shares_prefixes=sharing,
         build=f"ropebend {__version__}, llama-cpp-python {llama_cpp.__version__}",
     )
     size = f"{info.n_layer} layers, {facts.n_params:,} parameters"

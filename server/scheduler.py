@@ -83,7 +83,8 @@ class Step:
 class Scheduler:
     """n_slots: tasks that run at once; n_batch: tokens of a step; n_rows: outputs of a step for `all_rows` tasks.
 
-    Needs n_slots <= n_batch, n_slots < the pool's sequences, and n_max of every task <= the pool's cells.
+    Needs n_slots <= n_batch, n_slots < the pool's sequences (<= if it does not share), and n_max of every task <= the
+    pool's cells.
     """
 
     def __init__(self, pool: KVPool, n_slots: int, n_batch: int, n_rows: int):

@@ -170,11 +170,34 @@ def test_scaled_and_base_run_side_by_side_on_the_same_weights(
     assert sum(f.n_cached == 0 for f in finishes) == 2
 
 
-def test_a_sliding_window_leaves_nothing_to_share(
+@pytest.fixture
+def no_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the models of `architecture_models`."""
+    monkeypatch.setattr(Model, "piece", lambda *_, **__: b"x")
+    monkeypatch.setattr(Model, "is_eog", lambda *_: False)
+
+
+@pytest.mark.usefixtures("no_vocabulary")
+def test_a_recurrent_model_has_states_for_its_slots_only(
     load: Callable[..., Answers], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Model, "piece", lambda *_, **__: b"x")  # the model has no vocabulary
-    monkeypatch.setattr(Model, "is_eog", lambda *_: False)
+    asked = []
+    make = Context.__init__
+
+    def recorded(self: Context, model: Model, *, n_seq_max: int, **more: Any) -> None:
+        asked.append(n_seq_max)
+        make(self, model, n_seq_max=n_seq_max, **more)
+
+    monkeypatch.setattr(Context, "__init__", recorded)
+    a = load(write_architecture(tmp_path / "mamba.gguf", "mamba"), n_slots=2)
+    assert asked == [2]
+    texts, finishes = a.ask([Generation([5, 6, 7], n, GREEDY) for n in range(1, 6)])
+    assert texts == ["x" * n for n in range(1, 6)]
+    assert [f.n_cached for f in finishes] == [0] * 5
+
+
+@pytest.mark.usefixtures("no_vocabulary")
+def test_a_sliding_window_leaves_nothing_to_share(load: Callable[..., Answers], tmp_path: Path) -> None:
     path = write_architecture(tmp_path / "gemma2.gguf", "gemma2")  # a window of 32 tokens
     rng = np.random.default_rng(0)
 
