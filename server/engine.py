@@ -99,7 +99,8 @@ class Engine:
     @property
     def n_open(self) -> int:
         """Jobs that have not ended."""
-        return len(self._inbox) + len(self._open)
+        with self._lock:  # a job is in neither while the engine takes it over
+            return len(self._inbox) + len(self._open)
 
     @property
     def step_stats(self) -> StepStats:

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,28 @@ def test_end_of_generation(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     events = run(engine, Generation(PROMPT, 5, replace(GREEDY, logit_bias={0: 100})))
     assert events == [Finish(0, "stop", 0), Done()]
+
+
+def test_a_job_is_counted_while_the_engine_takes_it_over(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    seen: list[int] = []
+    reader = threading.Thread(target=lambda: seen.append(engine.n_open))
+    begun, hold = threading.Event(), threading.Event()
+
+    class Inbox(deque[Any]):
+        def clear(self) -> None:
+            super().clear()
+            if not begun.is_set():
+                reader.start()
+                begun.set()
+                reader.join(0.2)  # long enough for it to look, if it does not wait for the lock
+
+    engine._inbox = Inbox()
+    engine.submit([Generation(PROMPT, 1, GREEDY)], lambda _: hold.wait(60))
+    assert begun.wait(60)
+    reader.join(60)
+    hold.set()
+    assert seen == [1]
 
 
 def test_cancelled_after_the_step_it_is_in(make_engine: Callable[..., Engine]) -> None:
