@@ -252,8 +252,7 @@ class Engine:
             started = time.perf_counter()
             step = scheduler.next_step()
             if step is not None:
-                self._run(step)
-                self.step_stats.seconds += time.perf_counter() - started
+                self._run(step, started)
 
     def _begin(self, job: Job) -> None:
         assert self._plans is not None
@@ -272,15 +271,15 @@ class Engine:
         assert self._facts is not None
         return EmbeddingWriter(job, index, request, self._facts.n_embd)
 
-    def _run(self, step: Step) -> None:
+    def _run(self, step: Step, started: float) -> None:
         assert self._runner is not None
         try:
             ended, failed = self._runner.run(step)
         except RopebendError as e:
-            log.error("request failed: %s", e)
-            for job in {c.task.group: None for c in step.chunks}:
-                self._abandon(job, Failed(e))
-            return
+            one_of_each_job = {c.task.group: c.task for c in step.chunks}
+            ended, failed = [], [(task, e) for task in one_of_each_job.values()]
+        # before anybody hears of an end: whoever does finds its time in the sums
+        self.step_stats.seconds += time.perf_counter() - started
         for task in ended:
             self._finish(task)
         for task, error in failed:

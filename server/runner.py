@@ -22,7 +22,7 @@ class StepStats:
 
     prompt_tokens     computed, not those taken from the cache
     prompt_seconds    time of steps with prompt tokens in them
-    seconds           of all steps, from the plan to the last event
+    seconds           of all steps, from the plan to the last text
     decode_seconds    of them inside llama_decode and waiting for its outputs
     sample_seconds    of them inside the samplers
     busy_slots        sequences in a step, summed

@@ -76,6 +76,19 @@ def test_events_of_a_job(make_engine: Callable[..., Engine]) -> None:
     assert (steps.prompt_tokens, engine.stats.cached_tokens, steps.generated_tokens) == (4, 2, 5)
 
 
+def test_a_job_that_has_ended_is_in_the_sums(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    seen: queue.SimpleQueue[tuple[float, float]] = queue.SimpleQueue()
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Done):
+            seen.put((engine.step_stats.seconds, engine.step_stats.decode_seconds))
+
+    engine.submit([Generation(PROMPT, 1, GREEDY)], on_event)
+    seconds, decode_seconds = seen.get(timeout=60)
+    assert seconds > decode_seconds > 0
+
+
 def test_the_same_seed_gives_the_same_text(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     texts = [text_of(run(engine, Generation(PROMPT, 20, Sampling(seed=s)))) for s in (1, 1, 2, -1, 2**32 - 1)]
