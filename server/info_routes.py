@@ -55,14 +55,14 @@ async def slots(request: Request) -> dict[str, Any]:
     pool = scheduler.pool
     running = [
         {
-            "id": i,
+            "id": t.arrival,
             "n_prompt": len(t.owner.request.prompt),
             "n_computed": seq.n_computed,
             "n_generated": t.owner.n_generated,
             "n_cached": max(t.n_cached, 0),
             "plan": t.key or None,
         }
-        for i, t in enumerate(list(scheduler.running))
+        for t in list(scheduler.running)
         if (seq := t.seq) is not None
     ]
     return {

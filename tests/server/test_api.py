@@ -177,11 +177,13 @@ def test_slots(start: Callable[..., Server], models: dict[str, Path]) -> None:
     server = start(models["plain"], "-c", "8192").wait_until_ready()
     body = {"prompt": "a", "max_tokens": 8000, "logit_bias": {"0": -100}, "stream": True, "n": 64}
     with httpx.Client(base_url=server.url, timeout=60) as http:
+        http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).raise_for_status()
         with http.stream("POST", "/v1/completions", json=body) as answer:
             next(answer.iter_text())
             slots = http.get("/slots").json()
         assert slots["n_slots"] == 16
         assert slots["slots"][0]["n_prompt"] == 1
+        assert slots["slots"][0]["id"] == 1  # the second text: an id stays when others end
         assert 0 < slots["kv"]["n_used"] <= slots["kv"]["n_cells"] == 8192
 
 
