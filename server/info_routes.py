@@ -16,7 +16,9 @@ router = APIRouter()
 
 
 @router.get("/health")
+@router.head("/health", include_in_schema=False)
 @router.get("/v1/health", include_in_schema=False)
+@router.head("/v1/health", include_in_schema=False)
 async def health(request: Request) -> dict[str, str]:
     """200 once requests can be served."""
     ready(request)
@@ -81,6 +83,7 @@ async def prometheus(request: Request) -> Response:
 
 
 @router.get("/v1/models")
+@router.get("/v1/models/", include_in_schema=False)
 async def models(request: Request) -> dict[str, Any]:
     """The model, and with layer scales in effect also the same without them (`:base`)."""
     _, facts = ready(request)
@@ -92,7 +95,7 @@ async def model(request: Request, model: str) -> dict[str, Any]:
     """The model, if it is called that."""
     _, facts = ready(request)
     is_scaled(model, facts)
-    return _model_card(model or facts.id, facts)
+    return _model_card(model, facts)
 
 
 def _model_card(name: str, facts: Facts) -> dict[str, Any]:

@@ -37,8 +37,14 @@ def test_models(client: openai.OpenAI) -> None:
         client.models.retrieve("a/b")
 
 
-def test_health(http: httpx.Client) -> None:
-    assert http.get("/health").json() == {"status": "ok"}
+def test_a_slash_at_the_end_changes_nothing(http: httpx.Client) -> None:
+    assert http.get("/v1/models/").json() == http.get("/v1/models").json()
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/health"])
+def test_health(http: httpx.Client, path: str) -> None:
+    assert http.get(path).json() == {"status": "ok"}
+    assert http.head(path).status_code == 200
 
 
 def test_a_completion(client: openai.OpenAI, model: Model) -> None:
