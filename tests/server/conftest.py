@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gguf
 import httpx
@@ -115,6 +116,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T]) -> T:
+    """What `condition` gives, once that is true.  The deadline only turns a hang into a failure."""
+    deadline = time.monotonic() + 60
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+    return value
+
+
 class Server:
     """`python -m ropebend.server` on a free port; what it prints on stderr is kept in `log`.
 
@@ -161,10 +174,16 @@ class Server:
 
     def wait_until_ready(self) -> Server:
         self.wait_until_listening()
-        with httpx.Client() as http:
-            while (answer := http.get(f"{self.url}/health")).status_code == 503:
-                assert answer.json()["error"]["message"] == "Loading model"
-        assert answer.status_code == 200, self.log
+        with httpx.Client(timeout=60) as http:
+
+            def answered() -> httpx.Response | None:
+                answer = http.get(f"{self.url}/health")
+                if answer.status_code != 503:
+                    return answer
+                assert answer.json()["error"]["message"] == "Loading model", self.log
+                return None
+
+            assert wait_for(answered).status_code == 200, self.log
         return self
 
     def client(self, api_key: str = "none") -> openai.OpenAI:

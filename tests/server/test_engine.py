@@ -20,6 +20,8 @@ from ropebend.server.loading import EngineOptions, choose_n_ctx, describe_contex
 from ropebend.server.runner import Runner
 from ropebend.server.sampling import Sampler, Sampling
 
+from .conftest import wait_for
+
 GREEDY = Sampling(temperature=0)
 PROMPT = [3 + byte for byte in b"dog"]
 
@@ -44,12 +46,10 @@ def make_engine(models: dict[str, Path]) -> Iterator[Callable[..., Engine]]:
     made: list[Engine] = []
 
     def make(name: str = "plain", **options: Any) -> Engine:
-        failed = threading.Event()
-        engine = Engine(EngineOptions(models[name], n_threads=1, **options), on_failure=failed.set)
+        engine = Engine(EngineOptions(models[name], n_threads=1, **options))
         made.append(engine)
         engine.start()
-        while engine.facts is None and not failed.wait(0.005):
-            pass
+        wait_for(lambda: engine.facts or engine.failure)
         assert engine.failure is None
         return engine
 
@@ -275,8 +275,7 @@ def test_a_crash_ends_every_job_and_is_reported(models: dict[str, Path], monkeyp
 
     monkeypatch.setattr(Runner, "run", crash)
     engine.start()
-    while engine.facts is None:
-        failed.wait(0.005)
+    wait_for(lambda: engine.facts)
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     for _ in range(2):
         engine.submit([Generation(PROMPT, 3)], events.put)

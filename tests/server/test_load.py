@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from .conftest import EXACT, N_CTX_TRAIN, Server
+from .conftest import EXACT, N_CTX_TRAIN, Server, wait_for
 
 N_CLIENTS, N_REQUESTS = 12, 12
 
@@ -56,8 +56,12 @@ def test_under_load_nothing_is_lost_and_greedy_answers_are_those_of_a_quiet_serv
             t.join()
         assert wrong == []
         assert sum(counts.values()) == N_CLIENTS * N_REQUESTS
-        while (requests := http.get("/props").json()["requests"])["open"]:
-            pass
+
+        def at_rest() -> dict[str, int] | None:
+            requests: dict[str, int] = http.get("/props").json()["requests"]
+            return None if requests["open"] else requests
+
+        requests = wait_for(at_rest)
         assert requests["failed"] == 0
         assert requests["done"] + requests["cancelled"] == 10 + counts["whole"] + counts["hung up"]
         slots = http.get("/slots").json()

@@ -15,7 +15,7 @@ import typer.models
 from ropebend.errors import RopebendError
 from ropebend.server.cli import listen, serve
 
-from .conftest import N_CTX_TRAIN, Server
+from .conftest import N_CTX_TRAIN, Server, wait_for
 
 LONG = {"prompt": "a", "max_tokens": N_CTX_TRAIN - 1, "n": 128, "logit_bias": {"0": -100}, "stream": True}
 
@@ -127,8 +127,7 @@ def test_a_second_signal_ends_at_once(start: Callable[..., Server], models: dict
         texts = answer.iter_text()  # kept: when it is freed, httpx closes the connection and ends the request
         next(texts)
         server.process.send_signal(signal.SIGTERM)
-        while "finishing open requests" not in server.log:
-            assert server.process.poll() is None
+        wait_for(lambda: "finishing open requests" in server.log)
         server.process.send_signal(signal.SIGTERM)
         assert server.wait() == 1
 
@@ -142,8 +141,7 @@ def client_that_does_not_read(server: Server) -> Iterator[None]:
         body = json.dumps({**LONG, "n": 24, "logprobs": 5}).encode()
         slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
         slow.sendall(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
-        while http.get("/props").json()["requests"]["done"] == 0:
-            pass
+        wait_for(lambda: http.get("/props").json()["requests"]["done"])
         yield
 
 

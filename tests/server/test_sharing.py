@@ -27,7 +27,7 @@ from ropebend.server.loading import EngineOptions
 from ropebend.server.sampling import Sampling
 from ropebend.server.writer import EmbeddingWriter, TextWriter
 
-from .conftest import SCALES, write_model
+from .conftest import SCALES, wait_for, write_model
 
 GREEDY = Sampling(temperature=0)
 DOCUMENT = [3 + b for b in b"the dog and the sun said to play with a big little tree on happy days " * 2]
@@ -64,12 +64,10 @@ def load(tmp_path: Path) -> Iterator[Callable[..., Answers]]:
     engines: list[Engine] = []
 
     def make(path: Path, **options: Any) -> Answers:
-        failed = threading.Event()
-        engine = Engine(EngineOptions(path, n_threads=1, **options), on_failure=failed.set)
+        engine = Engine(EngineOptions(path, n_threads=1, **options))
         engines.append(engine)
         engine.start()
-        while engine.facts is None and not failed.wait(0.005):
-            pass
+        wait_for(lambda: engine.facts or engine.failure)
         assert engine.failure is None
         return Answers(engine)
 
