@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from llama_cpp.llama_grammar import json_schema_to_gbnf
+from llama_cpp.llama_grammar import SchemaConverter
 
 from ropebend.errors import RopebendError
 
 
-def from_schema(schema: dict[str, Any]) -> str:
-    """A grammar for JSON that follows `schema`.  RopebendError if the schema is wrong or uses what GBNF cannot say."""
+class _Converter(SchemaConverter):  # type: ignore[misc] # llama_cpp has no types
+    """The converter, which may take several schemas: a reference means the schema that it stands in."""
+
+    def __init__(self) -> None:
+        super().__init__(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
+        self._rule_of_ref: dict[str, str] = {}
+
+    def _resolve_ref(self, ref: str) -> str:
+        # The converter's own takes the last part of the path for the rule's name, whatever else is called that.
+        if ref not in self._rule_of_ref:
+            rule = self._rule_of_ref[ref] = self._add_rule("ref", ref)  # named first: it may refer to itself
+            self._rules[rule] = self.visit(self._refs[ref], rule)
+        return self._rule_of_ref[ref]
+
+
+@contextmanager
+def _schema_errors() -> Iterator[None]:
     try:
-        return str(json_schema_to_gbnf(json.dumps(schema)))
+        yield
     except RecursionError:
         raise RopebendError("the JSON schema is nested too deeply") from None
     except Exception as e:  # the converter asserts, indexes and raises in its own ways
         raise RopebendError(f"the JSON schema cannot be used: {type(e).__name__}: {e}"[:300]) from None
+
+
+def from_schema(schema: dict[str, Any]) -> str:
+    """A grammar for JSON that follows `schema`.  RopebendError if the schema is wrong or uses what GBNF cannot say."""
+    with _schema_errors():
+        converter = _Converter()
+        answer = converter.visit(converter.resolve_refs(copy.deepcopy(schema), ""), "answer")
+        return f"root ::= {answer}\n{converter.format_grammar()}"
 
 
 def any_object() -> str:
@@ -32,18 +56,23 @@ def tool_calls(functions: Sequence[tuple[str, dict[str, Any] | None]], tags: tup
 
     tags: what stands before and after each call; several: more than one call may follow (needs tags).
     """
-    calls = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": name}, "arguments": schema or {"type": "object"}},
-            "required": ["name", "arguments"],
-        }
-        for name, schema in functions
-    ]
-    call = from_schema(calls[0] if len(calls) == 1 else {"anyOf": calls})
-    call = re.sub(r"(?m)^root ::=", "call ::=", call)
+    with _schema_errors():
+        converter = _Converter()
+        calls = [
+            {
+                "type": "object",
+                "properties": {
+                    "name": {"const": name},
+                    "arguments": converter.resolve_refs(copy.deepcopy(schema or {"type": "object"}), str(i)),
+                },
+                "required": ["name", "arguments"],
+            }
+            for i, (name, schema) in enumerate(functions)
+        ]
+        call = converter.visit({"anyOf": calls}, "call")
+        rules = converter.format_grammar()
     before, after = (json.dumps(tag) for tag in tags)
-    root = f"root ::= {before} call {after}" if tags[0] else "root ::= call"
+    root = f"root ::= {before} {call} {after}" if tags[0] else f"root ::= {call}"
     if several and tags[0]:
-        root += f' ("\\n" {before} call {after})*'
-    return f"{root}\n{call}"
+        root += f' ("\\n" {before} {call} {after})*'
+    return f"{root}\n{rules}"

@@ -8,17 +8,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import llama_cpp.llama_cpp as lib
 import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ropebend.errors import RopebendError
+from ropebend.model import Model
 from ropebend.server import grammars
 from ropebend.server.chat import ChatTemplate
+from ropebend.server.sampling import Sampler, Sampling
 from ropebend.server.tools import Call, ToolStream, parse
 
-from .conftest import EXACT, Server
+from .conftest import END, EXACT, TOKEN, Server
 
 MESSAGES = [{"role": "user", "content": "the dog"}]
 WEATHER: dict[str, Any] = {
@@ -183,6 +186,62 @@ def test_a_template_that_knows_tools_gets_them_and_another_gets_them_described()
         "{% for m in messages %}{{ m.content if m.role == 'user' else raise_exception('no') }}{% endfor %}"
     )
     assert re.fullmatch("You can call .*\n\nhi", picky.render(messages[1:], [WEATHER]), re.DOTALL)
+
+
+Accepts = Callable[[str, str], bool]
+
+
+@pytest.fixture(scope="module")
+def accepts(models: dict[str, Path]) -> Iterator[Accepts]:
+    """Whether llama.cpp, held to a grammar, may write exactly this text."""
+    with Model(models["plain"]) as model:
+
+        def run(grammar: str, text: str) -> bool:
+            sampler = Sampler(Sampling(grammar=grammar), model.vocab)
+            try:
+                for token in [*model.tokenize(text), TOKEN[END.encode()]]:
+                    if not sampler._allows(token):
+                        return False
+                    lib.llama_sampler_accept(sampler._grammar, token)
+                return True
+            finally:
+                sampler.close()
+
+        yield run
+
+
+def with_definition(definition: dict[str, Any]) -> dict[str, Any]:
+    """As pydantic writes a model in a model."""
+    return {
+        "type": "object",
+        "properties": {"p": {"$ref": "#/$defs/P"}, "P": {"type": "object", "properties": {}}},
+        "required": ["p"],
+        "$defs": {"P": definition},
+    }
+
+
+def test_a_reference_is_to_the_schema_it_stands_in(accepts: Accepts) -> None:
+    schemas = [with_definition({"type": t}) for t in ("integer", "boolean")]
+    one = grammars.from_schema(schemas[0])
+    assert accepts(one, '{"p": 5}')
+    assert not accepts(one, '{"p": {}}')  # that is what the property called P may be
+    calls = grammars.tool_calls(list(zip("fg", schemas, strict=True)), ("", ""), several=False)
+    for name, value, right in (("f", "5", True), ("g", "true", True), ("f", "true", False), ("g", "5", False)):
+        assert accepts(calls, f'{{"name": "{name}", "arguments": {{"p": {value}}}}}') is right
+
+
+def test_a_schema_may_refer_to_itself(accepts: Accepts) -> None:
+    tree = {"$ref": "#/$defs/T", "$defs": {"T": {"type": "array", "items": {"$ref": "#/$defs/T"}}}}
+    grammar = grammars.from_schema(tree)
+    assert accepts(grammar, "[[], [[]]]")
+    assert not accepts(grammar, "[1]")
+
+
+def test_a_tool_with_a_nested_model_is_called(ask: Any) -> None:
+    schema = with_definition({"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"]})
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    _, ((name, arguments),), _ = ask(tools=[tool], tool_choice="required")
+    assert (name, type(json.loads(arguments)["p"]["x"])) == ("f", bool)
 
 
 @pytest.mark.parametrize(
