@@ -11,6 +11,7 @@ from typing import Any
 from llama_cpp.llama_grammar import SchemaConverter
 
 from ropebend.errors import RopebendError
+from ropebend.server.schemas import followed
 
 
 class _Converter(SchemaConverter):  # type: ignore[misc] # llama_cpp has no types
@@ -19,6 +20,10 @@ class _Converter(SchemaConverter):  # type: ignore[misc] # llama_cpp has no type
     def __init__(self) -> None:
         super().__init__(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
         self._rule_of_ref: dict[str, str] = {}
+
+    def visit(self, schema: Any, name: str) -> str:
+        """The name of the rule for `schema`."""
+        return str(super().visit(followed(schema), name))
 
     def _resolve_ref(self, ref: str) -> str:
         # The converter's own takes the last part of the path for the rule's name, whatever else is called that.
@@ -32,6 +37,8 @@ class _Converter(SchemaConverter):  # type: ignore[misc] # llama_cpp has no type
 def _schema_errors() -> Iterator[None]:
     try:
         yield
+    except RopebendError:
+        raise
     except RecursionError:
         raise RopebendError("the JSON schema is nested too deeply") from None
     except Exception as e:  # the converter asserts, indexes and raises in its own ways

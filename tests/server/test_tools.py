@@ -245,11 +245,73 @@ def test_a_tool_with_a_nested_model_is_called(ask: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "schema", [{"type": "nothing"}, {"$ref": "https://x.invalid/a"}, {"$ref": "#/no"}, {"properties": 5}]
+    "schema",
+    [
+        {"type": "nothing"},
+        {"type": "value"},
+        {"type": []},
+        {"$ref": "https://x.invalid/a"},
+        {"$ref": "#/no"},
+        {"properties": 5},
+        # what the converter would not follow
+        {"type": "integer", "minimum": 100, "maximum": 120},
+        {"type": "number", "exclusiveMinimum": 0},
+        {"type": "integer", "multipleOf": 7},
+        {"type": "array", "items": {}, "uniqueItems": True},
+        {"type": "array", "contains": {"type": "integer"}},
+        {"type": "object", "minProperties": 2},
+        {"type": "object", "patternProperties": {"^x": {"type": "integer"}}},
+        {"type": "object", "required": ["a"]},
+        {"type": "object", "if": {}, "then": {"required": ["a"]}},
+        {"not": {"type": "string"}},
+        {"type": "string", "format": "email"},
+        {"type": "string", "pattern": "^a$", "minLength": 3},
+        {"type": "string", "minLength": 3, "maxLength": 2},
+        {"type": "array", "minItems": 3, "maxItems": 2},
+        {"type": "array", "prefixItems": [{}], "minItems": 2},
+        {"type": "array", "items": False},
+        {"type": "object", "properties": {"a": False}},
+        {"type": "object", "properties": {"a": {"type": "integer", "minimum": 1}}},
+        {"$ref": "#/$defs/a", "minLength": 1, "$defs": {"a": {"type": "string"}}},
+        {"anyOf": [{"type": "object"}], "required": ["a"]},
+        {"anyOf": []},
+        {"enum": []},
+        {"allOf": [{"type": "object"}, {"type": "object"}]},
+    ],
+    ids=str,
 )
 def test_schemas_that_cannot_be_used(schema: dict[str, Any]) -> None:
-    with pytest.raises(RopebendError, match="JSON schema"):
+    with pytest.raises(RopebendError, match="the JSON schema cannot be used"):
         grammars.from_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        ({}, ["1", '"a"', "null", '[{"a": 1}]'], ["a"]),
+        ({"title": "Any", "x-order": 1}, ["1"], []),
+        ({"type": ["string", "null"], "enum": ["a", None]}, ['"a"', "null"], ['"b"']),
+        ({"type": ["string", "null"], "maxLength": 1}, ['"a"', "null"], ['"ab"', "1"]),
+        ({"type": ["object"], "properties": {"a": {}}}, ['{"a": [2]}'], ['{"b": 1}']),
+        ({"minLength": 2}, ['"ab"'], ['"a"', "1"]),
+        ({"type": "string", "format": "date"}, ['"2026-11-24"'], ['"a"']),
+        ({"type": "array"}, ["[]", '[1, "a"]'], ["1"]),
+        ({"type": "array", "maxItems": 1, "uniqueItems": False}, ["[]", "[1]"], ["[1, 1]"]),
+        (
+            {"type": "array", "prefixItems": [{"type": "null"}], "items": False, "minItems": 1, "maxItems": 1},
+            ["[null]"],
+            ["[]", "[1]"],
+        ),
+        ({"allOf": [{"type": "boolean"}], "description": "d"}, ["true"], ["1"]),
+        ({"properties": {}, "additionalProperties": True}, ['{"a": 1}', "{}"], ["1"]),
+        ({"properties": {"": {"type": "null"}}, "required": [""]}, ['{"": null}'], ["null"]),
+    ],
+    ids=str,
+)
+def test_what_a_schema_allows(accepts: Accepts, schema: dict[str, Any], right: list[str], wrong: list[str]) -> None:
+    grammar = grammars.from_schema(schema)
+    assert [text for text in right if not accepts(grammar, text)] == []
+    assert [text for text in wrong if accepts(grammar, text)] == []
 
 
 def test_hermes_calls_may_follow_each_other() -> None:

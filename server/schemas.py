@@ -1,0 +1,112 @@
+"""JSON schemas in words that llama-cpp-python's converter to GBNF follows; what it would leave out is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ropebend.errors import RopebendError
+
+#: Keywords that demand nothing of a value; those that begin with x- do not either.
+_ANNOTATIONS = frozenset(["$schema", "$id", "$comment", "$anchor", "$defs", "definitions", "title", "description"])
+_ANNOTATIONS |= {"default", "example", "examples", "deprecated", "readOnly", "writeOnly", "discriminator"}
+
+#: Keywords that stand alone in the converter: whatever is beside them is left out.
+_ALONE = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
+
+#: What else the converter follows, by the type it is about.
+_KEYWORDS: dict[str, tuple[str, ...]] = {
+    "object": ("properties", "required", "additionalProperties"),
+    "array": ("items", "prefixItems", "minItems", "maxItems"),
+    "string": ("pattern", "format", "minLength", "maxLength"),
+    "number": (),
+    "integer": (),
+    "boolean": (),
+    "null": (),
+}
+
+_FORMATS = ("date", "time", "date-time", "uuid")
+
+
+def followed(schema: Any) -> dict[str, Any]:
+    """The outermost level of `schema` with nothing in it that the converter leaves out.
+
+    What follows the result follows `schema`, not the other way round: objects have no properties but those named, and
+    where no type is said, the value is of one that a keyword is about.  RopebendError if the schema says more.
+    """
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise _unsupported(repr(schema))
+    s = {k: v for k, v in schema.items() if k not in _ANNOTATIONS and not k.startswith("x-")}
+    if s.get("uniqueItems") is False:
+        del s["uniqueItems"]
+    alone = next((k for k in _ALONE if k in s), None)
+    return _typed(s) if alone is None else _alone(alone, s)
+
+
+def _unsupported(what: str) -> RopebendError:
+    return RopebendError(f"the JSON schema cannot be used: {what} is not supported")
+
+
+def _alone(keyword: str, s: dict[str, Any]) -> dict[str, Any]:
+    value = s[keyword]
+    beside = [k for k in s if k != keyword and not (k == "type" and keyword in ("const", "enum"))]
+    if beside:
+        raise _unsupported(f"{beside[0]} beside {keyword}")
+    if keyword in ("enum", "anyOf", "oneOf") and not value:
+        raise _unsupported(f"an empty {keyword}")
+    if keyword != "allOf":
+        return {keyword: value}
+    if len(value) > 1:
+        raise _unsupported("allOf of several schemas")
+    return followed(value[0])  # how a reference is given a description
+
+
+def _typed(s: dict[str, Any]) -> dict[str, Any]:
+    unknown = [k for k in s if k != "type" and not any(k in keywords for keywords in _KEYWORDS.values())]
+    if unknown:
+        raise _unsupported(unknown[0])
+    types = s.get("type", [t for t, keywords in _KEYWORDS.items() if any(k in s for k in keywords)])
+    if not types and "type" not in s:
+        return {"type": "value"}  # the converter's word for any JSON
+    if isinstance(types, list) and len(types) != 1:
+        if not types:
+            raise _unsupported("an empty type")
+        return {"anyOf": [{**s, "type": t} for t in types]}
+    type_ = types[0] if isinstance(types, list) else types
+    if type_ not in _KEYWORDS:
+        raise _unsupported(f"type {type_!r}")
+    s = {k: s[k] for k in _KEYWORDS[type_] if k in s}
+    checked = {"object": _object, "array": _array, "string": _string}.get(type_)
+    return {"type": type_, **(checked(s) if checked is not None else s)}
+
+
+def _object(s: dict[str, Any]) -> dict[str, Any]:
+    unnamed = set(s.get("required", ())) - set(s.get("properties", ()))
+    if unnamed:
+        raise _unsupported(f"required {min(unnamed)!r}, which is not among the properties,")
+    return s
+
+
+def _array(s: dict[str, Any]) -> dict[str, Any]:
+    items, least, most = s.get("items", True), s.get("minItems", 0), s.get("maxItems")
+    if most is not None and least > most:
+        raise _unsupported(f"minItems {least} and maxItems {most}")
+    tuple_ = items if isinstance(items, list) else s.get("prefixItems")
+    if tuple_ is not None:
+        if len(tuple_) < least or (most is not None and len(tuple_) > most):
+            raise _unsupported(f"an array of {len(tuple_)} items with minItems {least} and maxItems {most}")
+        return {"prefixItems": tuple_}
+    if items is False:
+        raise _unsupported("items: false")
+    return {**s, "items": items or True}
+
+
+def _string(s: dict[str, Any]) -> dict[str, Any]:
+    if len(s) > 1 and s.keys() != {"minLength", "maxLength"}:
+        raise _unsupported(" beside ".join(s))
+    if s.get("format", _FORMATS[0]) not in _FORMATS:
+        raise _unsupported(f"format {s['format']!r}")
+    if s.get("minLength", 0) > s.get("maxLength", float("inf")):
+        raise _unsupported(f"minLength {s['minLength']} and maxLength {s['maxLength']}")
+    return s
