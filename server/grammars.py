@@ -11,7 +11,7 @@ from typing import Any
 from llama_cpp.llama_grammar import SchemaConverter
 
 from ropebend.errors import RopebendError
-from ropebend.server.schemas import followed
+from ropebend.server.schemas import ESCAPED_CLASS, followed
 
 
 class _Converter(SchemaConverter):  # type: ignore[misc] # llama_cpp has no types
@@ -24,6 +24,18 @@ class _Converter(SchemaConverter):  # type: ignore[misc] # llama_cpp has no type
     def visit(self, schema: Any, name: str) -> str:
         """The name of the rule for `schema`."""
         return str(super().visit(followed(schema), name))
+
+    def _format_literal(self, literal: str) -> str:
+        # literal: JSON in ASCII.  The converter's own forgets backslashes, and \ud83d is no character in GBNF.
+        return json.dumps(json.dumps(json.loads(literal), ensure_ascii=False), ensure_ascii=False)
+
+    def _add_rule(self, name: str, rule: str) -> str:
+        # A character of a string, and what . in a pattern stands for: theirs let through what JSON writes escaped.
+        if name == "char":
+            rule = rule.replace(r'[^"\\]', f"[^{ESCAPED_CLASS}]")
+        elif name == "dot":
+            rule = f"[^{ESCAPED_CLASS}]"
+        return str(super()._add_rule(name, rule))
 
     def _resolve_ref(self, ref: str) -> str:
         # The converter's own takes the last part of the path for the rule's name, whatever else is called that.

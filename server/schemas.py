@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ropebend.errors import RopebendError
@@ -23,6 +24,13 @@ _KEYWORDS: dict[str, tuple[str, ...]] = {
     "boolean": (),
     "null": (),
 }
+
+#: The parts of a pattern that matter here: an escaped character, a class, or any other character.
+_PATTERN_PART = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
+
+#: Characters that stand in a JSON string only escaped; the same in a class of GBNF.
+_ESCAPED = frozenset('"\\') | {chr(i) for i in range(32)}
+ESCAPED_CLASS = r'"\\\x00-\x1F'
 
 _FORMATS = ("date", "time", "date-time", "uuid")
 
@@ -109,4 +117,22 @@ def _string(s: dict[str, Any]) -> dict[str, Any]:
         raise _unsupported(f"format {s['format']!r}")
     if s.get("minLength", 0) > s.get("maxLength", float("inf")):
         raise _unsupported(f"minLength {s['minLength']} and maxLength {s['maxLength']}")
-    return s
+    return {"pattern": _plain_pattern(s["pattern"])} if "pattern" in s else s
+
+
+def _plain_pattern(pattern: str) -> str:
+    """The pattern without the characters that would end the JSON string or need an escape in it.
+
+    The converter takes a pattern as the text between the quotes, so the others must be refused.
+    """
+    parts = _PATTERN_PART.findall(pattern)
+    for i, part in enumerate(parts):
+        if part.startswith("[^") and len(part) > 2:
+            parts[i] = f"[^{ESCAPED_CLASS}{part[2:]}"
+        elif (
+            (part[0] == "\\" and part[1:] not in tuple("[]()|{}*+?"))
+            or part in _ESCAPED
+            or (part[0] == "[" and any(re.match(part, c) for c in _ESCAPED))
+        ):
+            raise _unsupported(f"{part} in a pattern")
+    return "".join(parts)
