@@ -10,7 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number)
 
 #: What announces calls; from here on the text is held back until it is complete.
 MARKS = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
@@ -20,7 +27,7 @@ HERMES_TAGS = ("<tool_call>\n", "\n</tool_call>")
 
 @dataclass(frozen=True)
 class Call:
-    """A function to call.  arguments: JSON text."""
+    """A function to call.  arguments: a JSON object, as it was written."""
 
     name: str
     arguments: str
@@ -68,34 +75,65 @@ class ToolStream:
         return 0
 
     def finish(self) -> tuple[str, list[Call]]:
-        """What is left: text, or calls."""
+        """What is left: text, and calls."""
         held, self._held = self._held, ""
-        calls = parse(held, self._names) if self._calling else []
-        return ("", calls) if calls else (held, [])
+        return parse(held, self._names) if self._calling else (held, [])
 
 
-def parse(text: str, names: Collection[str]) -> list[Call]:
-    """The calls in `text`; empty if it is not made of calls of functions in `names`."""
-    text = text.strip()
-    for mark in MARKS[1:]:
-        text = text.removeprefix(mark).strip()
-    values: list[Any] = []
-    decoder = json.JSONDecoder()
-    while text:
-        text = text.removeprefix("<tool_call>").strip()
+def parse(text: str, names: Collection[str]) -> tuple[str, list[Call]]:
+    """The calls that `text` begins with, of functions in `names`, and the text after them.
+
+    Without a mark before it, JSON is a call only if nothing follows; of several values all must be calls.
+    """
+    calls: list[Call] = []
+    rest = text
+    while True:
+        value = rest.strip()
+        for mark in (";", *MARKS):
+            value = value.removeprefix(mark).strip()
         try:
-            value, end = decoder.raw_decode(text)
+            end = _DECODER.raw_decode(value)[1]
+            sources = _parts(value[:end]) if value[0] == "[" else [value[:end]]
+            calls += [_call(source, names) for source in sources]
         except (ValueError, RecursionError):
-            return []
-        values += value if isinstance(value, list) else [value]
-        text = text[end:].strip().removeprefix("</tool_call>").strip().removeprefix(";").strip()
-    calls = []
-    for value in values:
-        if not isinstance(value, dict) or value.get("name") not in names:
-            return []
-        arguments = value.get("arguments", value.get("parameters", {}))
-        calls.append(Call(value["name"], arguments if isinstance(arguments, str) else json.dumps(arguments)))
-    return calls
+            break
+        rest = value[end:].lstrip().removeprefix("</tool_call>")
+    if not calls or (rest.strip() and not text.lstrip().startswith(MARKS)):
+        return text, []
+    return rest if rest.strip() else "", calls
+
+
+def _call(source: str, names: Collection[str]) -> Call:
+    """The call that this JSON is.  ValueError if it is none."""
+    if not source.startswith("{"):
+        raise ValueError("no object")
+    parts = _parts(source)
+    members = {json.loads(k): v for k, v in zip(parts[::2], parts[1::2], strict=True)}
+    name = json.loads(members.get("name", "null"))
+    if not isinstance(name, str) or name not in names:
+        raise ValueError("no name of a function")
+    arguments = members.get("arguments", members.get("parameters", "null"))
+    if arguments == "null":
+        arguments = "{}"
+    elif arguments.startswith('"'):  # some models write the object into a string
+        arguments = json.loads(arguments)
+    if not isinstance(_DECODER.decode(arguments), dict):
+        raise ValueError("no arguments")
+    return Call(name, arguments)
+
+
+def _parts(source: str) -> list[str]:
+    """The sources of the values in a JSON array or object; of an object its keys and values in turn."""
+    parts: list[str] = []
+    at = 1
+    while True:
+        while source[at] in " \t\r\n,:":
+            at += 1
+        if source[at] in "]}":
+            return parts
+        end = _DECODER.raw_decode(source, at)[1]
+        parts.append(source[at:end])
+        at = end
 
 
 def describe(tools: list[dict[str, Any]]) -> str:

@@ -169,7 +169,41 @@ def test_text_before_a_call_and_several_calls() -> None:
 
 @pytest.mark.parametrize("text", ['{"name": "h", "arguments": {}}', '{"name": "f"', "{} {}", "[1]", "[" * 100_000])
 def test_what_only_looks_like_a_call(text: str) -> None:
-    assert parse(text, {"f"}) == []
+    assert parse(text, {"f"}) == (text, [])
+
+
+@pytest.mark.parametrize("text", ['{"x": 1e400, "y": 0.10000000000000000001}', '{"a" :{"b":[ 1,2 ]}}', "{}"])
+@pytest.mark.parametrize("call", ['{"name": "f", "arguments": %s}', '[{"parameters":%s , "name":"f"}]'])
+def test_arguments_are_as_the_model_wrote_them(text: str, call: str) -> None:
+    assert parse(call % text, {"f"}) == ("", [Call("f", text)])
+    assert parse(call % json.dumps(text), {"f"}) == ("", [Call("f", text)])
+
+
+def test_no_arguments_are_an_empty_object() -> None:
+    for text in ('{"name": "f"}', '{"name": "f", "parameters": null}'):
+        assert parse(text, {"f"}) == ("", [Call("f", "{}")])
+
+
+@pytest.mark.parametrize("arguments", ["1", "[]", '"not json"', '"[1]"', "NaN", '{"x": Infinity}', '{"x": 1'])
+def test_what_is_no_object_is_no_arguments(arguments: str) -> None:
+    text = f'{{"name": "f", "arguments": {arguments}}}'
+    assert parse(text, ("f",)) == (text, [])
+
+
+def test_a_name_that_is_no_text_is_no_call() -> None:
+    for name in ("[]", "{}", "5", "null"):
+        text = f'{{"name": {name}, "arguments": {{}}}}'
+        assert parse(text, {"f"}) == (text, [])
+
+
+def test_text_after_a_call_is_kept() -> None:
+    call = '{"name": "f", "arguments": {}}'
+    stream = ToolStream({"f"})
+    assert stream.feed(f"First.<tool_call>{call}</tool_call> Done.") == "First."
+    assert stream.finish() == (" Done.", [Call("f", "{}")])
+    cut = f"<tool_call>{call}</tool_call>\n<tool_call>{call[:20]}"
+    assert parse(cut, {"f"}) == (f"\n<tool_call>{call[:20]}", [Call("f", "{}")])
+    assert parse(f"{call} Done.", {"f"}) == (f"{call} Done.", [])  # JSON in an answer
 
 
 def test_a_template_that_knows_tools_gets_them_and_another_gets_them_described() -> None:
