@@ -37,12 +37,38 @@ class _Converter(SchemaConverter):  # type: ignore[misc] # llama_cpp has no type
             rule = f"[^{ESCAPED_CLASS}]"
         return str(super()._add_rule(name, rule))
 
+    def document(self, schema: Any, name: str) -> Any:
+        """A copy of `schema` for `visit`, with references that mean this document, not what it becomes a part of."""
+        schema = copy.deepcopy(schema)
+
+        def walk(node: Any) -> None:
+            for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+                walk(child)
+            if isinstance(node, dict) and isinstance(ref := node.get("$ref"), str):
+                node["$ref"] = name + ref
+                self._refs[name + ref] = _target(schema, ref)
+
+        walk(schema)
+        return schema
+
     def _resolve_ref(self, ref: str) -> str:
         # The converter's own takes the last part of the path for the rule's name, whatever else is called that.
         if ref not in self._rule_of_ref:
             rule = self._rule_of_ref[ref] = self._add_rule("ref", ref)  # named first: it may refer to itself
             self._rules[rule] = self.visit(self._refs[ref], rule)
         return self._rule_of_ref[ref]
+
+
+def _target(schema: Any, ref: str) -> Any:
+    first, *parts = ref.split("/")
+    if first != "#":
+        raise RopebendError(f"the JSON schema cannot be used: a reference like {ref!r} is not supported")
+    for part in parts:
+        part = part.replace("~1", "/").replace("~0", "~")
+        if not isinstance(schema, dict) or part not in schema:
+            raise RopebendError(f"the JSON schema cannot be used: {ref!r} points nowhere")
+        schema = schema[part]
+    return schema
 
 
 @contextmanager
@@ -61,7 +87,7 @@ def from_schema(schema: dict[str, Any]) -> str:
     """A grammar for JSON that follows `schema`.  RopebendError if the schema is wrong or uses what GBNF cannot say."""
     with _schema_errors():
         converter = _Converter()
-        answer = converter.visit(converter.resolve_refs(copy.deepcopy(schema), ""), "answer")
+        answer = converter.visit(converter.document(schema, ""), "answer")
         return f"root ::= {answer}\n{converter.format_grammar()}"
 
 
@@ -82,7 +108,7 @@ def tool_calls(functions: Sequence[tuple[str, dict[str, Any] | None]], tags: tup
                 "type": "object",
                 "properties": {
                     "name": {"const": name},
-                    "arguments": converter.resolve_refs(copy.deepcopy(schema or {"type": "object"}), str(i)),
+                    "arguments": converter.document(schema or {"type": "object"}, str(i)),
                 },
                 "required": ["name", "arguments"],
             }

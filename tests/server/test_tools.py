@@ -269,6 +269,10 @@ def test_a_schema_may_refer_to_itself(accepts: Accepts) -> None:
     grammar = grammars.from_schema(tree)
     assert accepts(grammar, "[[], [[]]]")
     assert not accepts(grammar, "[1]")
+    whole = {"properties": {"a~/": {"type": "null"}, "b": {"$ref": "#"}, "c": {"$ref": "#/properties/a~0~1"}}}
+    calls = grammars.tool_calls([("f", whole)], ("", ""), several=False)
+    assert accepts(calls, '{"name": "f", "arguments": {"b": {"c": null}}}')
+    assert not accepts(calls, '{"name": "f", "arguments": {"b": {"c": 1}}}')
 
 
 def test_a_tool_with_a_nested_model_is_called(ask: Any) -> None:
@@ -286,6 +290,7 @@ def test_a_tool_with_a_nested_model_is_called(ask: Any) -> None:
         {"type": []},
         {"$ref": "https://x.invalid/a"},
         {"$ref": "#/no"},
+        {"$ref": "#no"},
         {"properties": 5},
         # what the converter would not follow
         {"type": "integer", "minimum": 100, "maximum": 120},
