@@ -57,7 +57,7 @@ def check_length(n_prompt: int, max_tokens: int, facts: Facts, param: str) -> No
 
 def prompts_of(raw: Any, param: str, engine: Engine, facts: Facts) -> list[list[int]]:
     """Token lists of a str, [str], [int] or [[int]].  ApiError 400 if one is empty or holds what is no token."""
-    items: list[Any] = [raw] if isinstance(raw, str) or isinstance(raw[0], int) else raw
+    items = _items(raw)
     prompts: list[list[int]] = [engine.tokenize(x) if isinstance(x, str) else x for x in items]
     for i, prompt in enumerate(prompts):
         where = param if items[0] is raw else f"{param}[{i}]"
@@ -65,6 +65,15 @@ def prompts_of(raw: Any, param: str, engine: Engine, facts: Facts) -> list[list[
             raise ApiError(400, f"{where}: expected at least one token", param=param, code="invalid_value")
         check_tokens(prompt, where, param, facts)
     return prompts
+
+
+def texts_of(raw: Any) -> list[str | None]:
+    """The texts of the same prompts; None for those given as tokens."""
+    return [x if isinstance(x, str) else None for x in _items(raw)]
+
+
+def _items(raw: Any) -> list[Any]:
+    return [raw] if isinstance(raw, str) or isinstance(raw[0], int) else raw
 
 
 def check_tokens(tokens: list[int], where: str, param: str, facts: Facts) -> None:

@@ -28,6 +28,7 @@ class Generation:
     max_tokens    0: only compute the prompt
     n_logprobs    None: no log-probabilities; else how many of the likeliest tokens to report at each place
     echo          the answer begins with the prompt, with its log-probabilities if they are asked for
+    text          what `prompt` is the tokens of; None if it never was a text
     scaled        False: run under the model's own rope, whatever scales are in effect
     show_control  control tokens appear in the text by their names
     """
@@ -38,6 +39,7 @@ class Generation:
     stop: Sequence[str] = ()
     n_logprobs: int | None = None
     echo: bool = False
+    text: str | None = None
     scaled: bool = True
     show_control: bool = False
 

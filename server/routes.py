@@ -16,7 +16,7 @@ from ropebend.errors import RopebendError
 from ropebend.server import grammars
 from ropebend.server.answers import Answering, ChatForm, CompletionForm, EventStream, Form, cancelled_on_disconnect
 from ropebend.server.api import MAX_CHOICES, MAX_GRAMMARS, ChatRequest, CompletionRequest, NamedTool, Tool
-from ropebend.server.common import chat_prompt, check_length, is_scaled, prompts_of, ready
+from ropebend.server.common import chat_prompt, check_length, is_scaled, prompts_of, ready, texts_of
 from ropebend.server.engine import Engine
 from ropebend.server.errors import ApiError
 from ropebend.server.jobs import Generation, Unavailable
@@ -39,7 +39,8 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     for prompt in prompts:
         check_length(len(prompt), max_tokens, facts, "prompt")
     grammar = await run_in_threadpool(_checked_grammar, body.grammar, "grammar", engine)
-    generations = _generations(body, prompts, max_tokens, body.logprobs, facts, scaled, grammar, bool(body.echo))
+    echo = texts_of(body.prompt) if body.echo else None
+    generations = _generations(body, prompts, max_tokens, body.logprobs, facts, scaled, grammar, echo)
     return await _respond(request, body, generations, sum(map(len, prompts)), CompletionForm())
 
 
@@ -59,7 +60,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     max_tokens = asked or facts.n_ctx - len(prompt)
     n_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     grammar = await run_in_threadpool(_chat_grammar, body, tools if forced else [], engine, facts)
-    generations = _generations(body, [prompt], max_tokens, n_logprobs, facts, scaled, grammar, False, bool(tools))
+    generations = _generations(body, [prompt], max_tokens, n_logprobs, facts, scaled, grammar, show_control=bool(tools))
     form = ChatForm([t.function.name for t in tools], body.parallel_tool_calls is not False)
     return await _respond(request, body, generations, len(prompt), form)
 
@@ -127,10 +128,13 @@ def _generations(
     facts: Facts,
     scaled: bool,
     grammar: str | None,
-    echo: bool = False,
+    echo: Sequence[str | None] | None = None,
     show_control: bool = False,
 ) -> list[Generation]:
-    """n generations of each prompt, in the order of the answer's choices; the i-th of a prompt has seed + i."""
+    """n generations of each prompt, in the order of the answer's choices; the i-th of a prompt has seed + i.
+
+    echo: the texts of the prompts if the answers begin with them.
+    """
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options: expected only together with stream: true", param="stream_options")
     wrong = next((k for k in body.logit_bias or {} if int(k) >= facts.n_vocab), None)
@@ -152,11 +156,12 @@ def _generations(
             body.sampling(seed + i, grammar),
             body.stop_strings(),
             n_logprobs,
-            echo=echo,
+            echo=echo is not None,
+            text=text,
             scaled=scaled,
             show_control=show_control,
         )
-        for prompt in prompts
+        for prompt, text in zip(prompts, echo or [None] * len(prompts), strict=True)
         for i in range(n)
     ]
 

@@ -41,6 +41,7 @@ class TextWriter:
         self._text = TextStream(request.stop)
         self._untold: deque[TokenLogprob] = deque()  # tokens whose text is held back
         self._ready = ""  # text to tell
+        self._n_passed = 0  # bytes of the echo
         self._sampler: Sampler | None = None
 
     def close(self) -> None:
@@ -51,18 +52,33 @@ class TextWriter:
     # ---- the prompt
 
     @cached_property
-    def _prompt_text(self) -> str:
+    def _echo(self) -> bytes:
         """What is echoed."""
-        return self._model.detokenize(self.request.prompt) if self.request.echo else ""
+        g = self.request
+        if not g.echo:
+            return b""
+        return b"".join(map(self._model.piece, g.prompt)) if g.text is None else g.text.encode()
+
+    @cached_property
+    def _prompt_text(self) -> str:
+        return self._echo.decode(errors="replace")
 
     @cached_property
     def _echoed(self) -> TextStream:
         """Counts the characters before each token.  The first one, which nothing predicts, is in it and untold."""
-        first, model = self.request.prompt[0], self._model
-        self._untold.append(TokenLogprob(model.piece(first, special=True), None, 0, ()))
-        stream = TextStream()
-        stream.feed(model.piece(first))
+        first, stream = self.request.prompt[0], TextStream()
+        self._untold.append(TokenLogprob(self._model.piece(first, special=True), None, 0, ()))
+        self._pass(first, stream)
         return stream
+
+    def _pass(self, token: int, stream: TextStream) -> None:
+        """Go past a token of the prompt in its text, which need not have the BOS or the blanks that tokenisers add."""
+        piece = self._model.piece(token, special=True)
+        for spelled in (piece, piece.removeprefix(b" ")):
+            if self._echo.startswith(spelled, self._n_passed):
+                self._n_passed += len(spelled)
+                stream.feed(spelled)
+                return
 
     def prompt_rows(self, start: int, rows: npt.NDArray[np.float32]) -> None:
         """Outputs of the prompt tokens from position `start` on (only if `all_rows`): [n, n_vocab]."""
@@ -72,7 +88,7 @@ class TextWriter:
             # a prompt that was pushed out is computed again from its beginning
             if len(self._untold) == i < len(g.prompt):
                 self._untold.append(token_logprob(self._model, g.prompt[i], logits, g.n_logprobs, echoed.n_decoded))
-                echoed.feed(self._model.piece(g.prompt[i]))
+                self._pass(g.prompt[i], echoed)
 
     def _end_of_prompt(self) -> None:
         """The echo is complete: tell it before the first token."""

@@ -42,10 +42,39 @@ CHAT_TEMPLATE = (
 )
 
 
+def write_rwkv(w: gguf.GGUFWriter) -> None:
+    """A tokeniser that takes the longest match of all bytes and a few words."""
+    w.add_tokenizer_model("rwkv")
+    escaped = [b"".join(bytes([b]) if 0x20 <= b < 0x7F and b != 0x5C else b"\\x%02x" % b for b in p) for p in PIECES]
+    w.add_token_list(escaped)
+    w.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(PIECES) - 3))
+    w.add_eos_token_id(TOKEN[END.encode()])
+
+
+def write_spm(w: gguf.GGUFWriter) -> None:
+    """A SentencePiece tokeniser as llama 2 has it: BOS before a text, and a blank before its first word."""
+    words = ["▁", "▁d", "▁do", "▁dog", *"abcdefghijklmnopqr"]
+    assert 3 + 256 + len(words) == len(PIECES)
+    w.add_tokenizer_model("llama")
+    w.add_token_list(["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *words])
+    w.add_token_scores([0.0] * 259 + [-float(i) for i in range(len(words))])
+    kinds = gguf.TokenType
+    w.add_token_types([kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL, *[kinds.BYTE] * 256, *[kinds.NORMAL] * len(words)])
+    w.add_bos_token_id(1)
+    w.add_eos_token_id(2)
+    w.add_add_bos_token(True)
+    w.add_add_space_prefix(True)
+
+
 def write_model(
-    path: Path, scaling: LayerScaling | None = None, *, name: str = "tiny", template: str | None = CHAT_TEMPLATE
+    path: Path,
+    scaling: LayerScaling | None = None,
+    *,
+    name: str = "tiny",
+    template: str | None = CHAT_TEMPLATE,
+    write_tokenizer: Callable[[gguf.GGUFWriter], None] = write_rwkv,
 ) -> Path:
-    """A llama model with seeded random weights; its tokeniser takes the longest match of all bytes and a few words."""
+    """A llama model with seeded random weights."""
     rng = np.random.default_rng(7)
     w = gguf.GGUFWriter(path, "llama")
     w.add_name(name)
@@ -60,11 +89,7 @@ def write_model(
     w.add_rope_freq_base(10000.0)
     w.add_vocab_size(len(PIECES))
     w.add_file_type(gguf.LlamaFileType.ALL_F32)
-    w.add_tokenizer_model("rwkv")
-    escaped = [b"".join(bytes([b]) if 0x20 <= b < 0x7F and b != 0x5C else b"\\x%02x" % b for b in p) for p in PIECES]
-    w.add_token_list(escaped)
-    w.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(PIECES) - 3))
-    w.add_eos_token_id(TOKEN[END.encode()])
+    write_tokenizer(w)
     if template is not None:
         w.add_chat_template(template)
     if scaling is not None:
@@ -106,13 +131,14 @@ SCALES = (1.5, 1.0, 3.0)
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """plain, scaled (scales tested at 1,024 tokens) and one without a chat template."""
+    """plain, scaled (scales tested at 1,024 tokens), one without a chat template, and one with SentencePiece."""
     folder = tmp_path_factory.mktemp("models")
     scaling = LayerScaling(SCALES, "llama", provenance={"n_ctx": 1024})
     return {
         "plain": write_model(folder / "plain.gguf"),
         "scaled": write_model(folder / "scaled.gguf", scaling, name="tiny-scaled"),
         "no-template": write_model(folder / "no-template.gguf", template=None),
+        "spm": write_model(folder / "spm.gguf", write_tokenizer=write_spm),
     }
 
 

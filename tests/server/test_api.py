@@ -71,6 +71,16 @@ def test_echo_without_new_tokens(client: openai.OpenAI, stream: bool) -> None:
     assert n_logprobs[1] == 2
 
 
+def test_an_echo_has_the_control_tokens_of_the_prompt(client: openai.OpenAI) -> None:
+    prompt = "<|user|>né dog<|end|><|assistant|>"
+    answer = client.completions.create(model="tiny", prompt=prompt, max_tokens=1, logprobs=0, echo=True).choices[0]
+    assert answer.text.startswith(prompt)
+    assert answer.logprobs is not None
+    tokens, offsets = answer.logprobs.tokens or [], answer.logprobs.text_offset or []
+    assert [prompt[o:][: len(t)] for o, t in zip(offsets[:-1], tokens[:-1], strict=True)] == tokens[:-1]
+    assert offsets[-1] == len(prompt)
+
+
 def test_echo_without_logprobs_and_of_several_choices(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="tiny", prompt="the dog", max_tokens=2, n=2, seed=1, echo=True)
     assert all(c.text.startswith("the dog") for c in answer.choices)

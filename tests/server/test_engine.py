@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ropebend.server.jobs import Cancelled, Done, Event, Failed, Finish, Generat
 from ropebend.server.loading import EngineOptions, choose_n_ctx, describe_context
 from ropebend.server.runner import Runner
 from ropebend.server.sampling import Sampler, Sampling
+from ropebend.server.writer import TextWriter
 
 from .conftest import wait_for
 
@@ -74,6 +76,25 @@ def test_events_of_a_job(make_engine: Callable[..., Engine]) -> None:
     assert engine.stats.done == 1
     steps = engine.step_stats
     assert (steps.prompt_tokens, engine.stats.cached_tokens, steps.generated_tokens) == (4, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces", "offsets"),
+    [
+        ("a dog", ["<s>", " ", "a", " dog"], [0, 0, 0, 1, 5]),
+        (" dog", ["<s>", " ", " dog"], [0, 0, 1, 4]),
+        ("dog</s>é dog", ["<s>", " dog", "</s>", " ", "\xc3", "\xa9", " dog"], [0, 0, 3, 7, 7, 7, 8, 12]),
+    ],
+)
+def test_an_echo_is_the_text_without_what_the_tokeniser_adds(
+    make_engine: Callable[..., Engine], text: str, pieces: list[str], offsets: list[int]
+) -> None:
+    engine = make_engine("spm")
+    events = run(engine, Generation(engine.tokenize(text), 1, GREEDY, n_logprobs=0, echo=True, text=text))
+    assert text_of(events).startswith(text)
+    entries = [t for e in events if isinstance(e, Piece) for t in e.tokens]
+    assert [t.piece.decode("latin-1") for t in entries[:-1]] == pieces
+    assert [t.offset for t in entries] == offsets  # the last is the generated token's
 
 
 def test_a_job_that_has_ended_is_in_the_sums(make_engine: Callable[..., Engine]) -> None:
@@ -226,18 +247,20 @@ def test_a_grammar_is_read_and_an_echo_prepared_only_for_texts_that_run(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(n_slots=2)
-    made, detokenize = [], Model.detokenize
+    made, prepare = [], TextWriter._echo.func
 
     def counted(*args: Any) -> Sampler:
         made.append("sampler")
         return Sampler(*args)
 
-    def text(*args: Any, **more: Any) -> str:
-        made.append("text")
-        return detokenize(*args, **more)
+    def echo(writer: TextWriter) -> bytes:
+        made.append("echo")
+        return prepare(writer)
 
     monkeypatch.setattr("ropebend.server.writer.Sampler", counted)
-    monkeypatch.setattr(Model, "detokenize", text)
+    counted_echo = cached_property(echo)
+    counted_echo.__set_name__(TextWriter, "_echo")
+    monkeypatch.setattr(TextWriter, "_echo", counted_echo)
     events: queue.SimpleQueue[tuple[Event, int]] = queue.SimpleQueue()
     one = Generation(PROMPT, 2, Sampling(grammar='root ::= "ab"'), echo=True)
     engine.submit([one] * 8, lambda event: events.put((event, len(made))))
