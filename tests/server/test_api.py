@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -86,23 +85,6 @@ def test_echo_without_logprobs_and_of_several_choices(client: openai.OpenAI) -> 
     assert all(c.text.startswith("the dog") for c in answer.choices)
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 4
-
-
-def test_long_echoes_need_no_more_memory_than_short_ones(http: httpx.Client, server: Server) -> None:
-    def peak() -> int:
-        return int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{server.process.pid}/status").read_text())[1])  # type: ignore[index]
-
-    def echo(n: int) -> None:
-        body = {"prompt": [40] * n, "max_tokens": 0, "echo": True, "logprobs": 1}
-        assert http.post("/v1/completions", json=body).status_code == 200
-
-    if not os.path.exists(f"/proc/{server.process.pid}/status"):
-        pytest.skip("no /proc here")
-    echo(N_CTX_TRAIN)
-    before = peak()
-    for _ in range(5):
-        echo(N_CTX_TRAIN)
-    assert peak() - before < 4096  # kB
 
 
 def test_cached_tokens_are_reported(client: openai.OpenAI) -> None:

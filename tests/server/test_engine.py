@@ -22,7 +22,7 @@ from ropebend.server.runner import Runner
 from ropebend.server.sampling import Sampler, Sampling
 from ropebend.server.writer import TextWriter
 
-from .conftest import wait_for
+from .conftest import TOKEN, wait_for
 
 GREEDY = Sampling(temperature=0)
 PROMPT = [3 + byte for byte in b"dog"]
@@ -95,6 +95,24 @@ def test_an_echo_is_the_text_without_what_the_tokeniser_adds(
     entries = [t for e in events if isinstance(e, Piece) for t in e.tokens]
     assert [t.piece.decode("latin-1") for t in entries[:-1]] == pieces
     assert [t.offset for t in entries] == offsets  # the last is the generated token's
+
+
+def test_a_long_echo_comes_in_parts_of_a_few_outputs(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ropebend.server.engine.MAX_ROW_FLOATS", 10 * len(TOKEN))
+    rows: list[int] = []
+    all_logits = Context.all_logits
+
+    def counted(self: Context, n: int) -> Any:
+        rows.append(n)
+        return all_logits(self, n)
+
+    monkeypatch.setattr(Context, "all_logits", counted)
+    events = run(make_engine(), Generation([40] * 200, 0, GREEDY, n_logprobs=0, echo=True))
+    (piece,) = (e for e in events if isinstance(e, Piece))
+    assert len(piece.tokens) == 200
+    assert rows == [10] * 20
 
 
 def test_a_job_that_has_ended_is_in_the_sums(make_engine: Callable[..., Engine]) -> None:
