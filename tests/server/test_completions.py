@@ -13,6 +13,7 @@ import pytest
 from ropebend.model import Context, Model
 
 from .conftest import N_CTX_TRAIN, N_EMBD, TOKEN, Server, counts, wait_for
+from .exactness import EPSILON, is_equal, margin
 
 PROMPT = "the happy dog and the little sun"
 
@@ -60,15 +61,21 @@ def test_a_completion(client: openai.OpenAI, model: Model) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 12
 
 
-def test_greedy_text_is_that_of_llama_cpp_python(client: openai.OpenAI, models: dict[str, Path]) -> None:
+def test_greedy_text_is_that_of_llama_cpp_python(client: openai.OpenAI, model: Model, models: dict[str, Path]) -> None:
     n = N_CTX_TRAIN - 40
-    llama = llama_cpp.Llama(str(models["plain"]), n_ctx=N_CTX_TRAIN, n_threads=1, n_threads_batch=1, verbose=False)
+    llama = llama_cpp.Llama(
+        str(models["plain"]), n_ctx=N_CTX_TRAIN, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False
+    )
     try:
         theirs = llama.create_completion(PROMPT, max_tokens=n, temperature=0.0)["choices"][0]["text"]
+        tokens = llama.input_ids[len(model.tokenize(PROMPT)) : llama.n_tokens].tolist()
+        logits = llama.scores[llama.n_tokens - len(tokens) - 1 : llama.n_tokens]
     finally:
         llama.close()
-    ours = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=n, temperature=0)
-    assert ours.choices[0].text == theirs
+    tokens.append(int(logits[-1].argmax()))  # the last one was not decoded
+    assert model.detokenize(tokens) == theirs
+    ours = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=n, temperature=0).choices[0].text
+    is_equal(ours, model, tokens, [margin(x) for x in logits], EPSILON[False])
 
 
 def test_max_tokens_is_16_by_default_as_with_openai(client: openai.OpenAI) -> None:
