@@ -51,11 +51,11 @@ class _Plans:
 
     def key(self, scaled: bool, length: int) -> str:
         """The key of a request that may reach `length` tokens."""
-        scaling = self._facts.scaling
-        if not scaled or scaling is None:
+        plan = self._facts.plan(scaled, length)
+        if plan is None:
             return ""
-        plan = scaling.plan(length)
-        return plan.hash if self.by_key.setdefault(plan.hash, plan) else ""
+        self.by_key.setdefault(plan.hash, plan)
+        return plan.hash
 
 
 class Engine:
@@ -257,10 +257,9 @@ class Engine:
     def _begin(self, job: Job) -> None:
         assert self._plans is not None
         for index, r in enumerate(job.requests):
-            n_max = len(r.prompt) + (r.max_tokens if isinstance(r, Generation) else 0)
             writer = self._writer(job, index, r)
-            key = self._plans.key(r.scaled, n_max)
-            task = Task(job, key, array("i", r.prompt), n_max, writer.all_rows, writer.wants_embeddings, writer)
+            key = self._plans.key(r.scaled, r.n_max)
+            task = Task(job, key, array("i", r.prompt), r.n_max, writer.all_rows, writer.wants_embeddings, writer)
             self._open[job].append(task)
             self.scheduler.add(task)
 

@@ -43,6 +43,11 @@ class Generation:
     scaled: bool = True
     show_control: bool = False
 
+    @property
+    def n_max(self) -> int:
+        """Tokens it may reach."""
+        return len(self.prompt) + self.max_tokens
+
 
 @dataclass(frozen=True)
 class Embed:
@@ -54,6 +59,11 @@ class Embed:
     prompt: Sequence[int]
     pooling: Literal["mean", "last"] = "mean"
     scaled: bool = True
+
+    @property
+    def n_max(self) -> int:
+        """Tokens it reaches."""
+        return len(self.prompt)
 
 
 Request = Generation | Embed

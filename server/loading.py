@@ -15,7 +15,7 @@ from ropebend import __version__
 from ropebend.errors import RopebendError
 from ropebend.model import Context, Model, scaling_for
 from ropebend.model_info import ModelInfo
-from ropebend.scaling import LayerScaling
+from ropebend.scaling import LayerScaling, Plan
 
 log = logging.getLogger("ropebend.server")
 
@@ -62,7 +62,7 @@ class Facts:
     created     time of loading, seconds since 1970
     bos, eos    text of the special tokens, "" if there is none
     scaling     the scales in effect, or None
-    plan_hash   digest of the plan in effect (of a full context), or None
+    plan_hash   digest of the plan of a request that may fill the context, or None
     n_cells     KV cells
     n_slots     requests computed at once
     n_seqs      sequences in the cache, running or ended
@@ -91,6 +91,10 @@ class Facts:
     add_bos: bool
     shares_prefixes: bool
     build: str
+
+    def plan(self, scaled: bool, length: int) -> Plan | None:
+        """The plan of a request that may reach `length` tokens; None: unscaled."""
+        return self.scaling.plan(length) if scaled and self.scaling is not None else None
 
 
 def load_model(o: EngineOptions) -> Model:

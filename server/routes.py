@@ -174,13 +174,14 @@ async def _respond(
     form: Form,
 ) -> Response:
     engine, facts = ready(request)
-    scaled = generations[0].scaled and facts.plan_hash is not None
+    plans = (facts.plan(generations[0].scaled, length) for length in {g.n_max for g in generations})
+    hashes = sorted({plan.hash for plan in plans if plan is not None})
     head = {
         "id": f"{form.id_prefix}-{uuid.uuid4().hex}",
         "created": int(time.time()),
         "model": body.model or facts.id,
         # OpenAI's field for "what else changes the output": here, the scales
-        "system_fingerprint": f"ropebend-{facts.plan_hash if scaled else 'unscaled'}",
+        "system_fingerprint": f"ropebend-{'-'.join(hashes) or 'unscaled'}",
     }
     logprobs = generations[0].n_logprobs is not None
     answering = Answering(form, head, len(generations), n_prompt, body.n or 1, logprobs)

@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from ropebend.model import Context, Model
-from ropebend.scaling import LayerScaling
+from ropebend.scaling import LayerScaling, RopeMethod
 
-from .conftest import N_CTX_TRAIN, SCALES, Server
+from .conftest import N_CTX_TRAIN, SCALES, Server, write_model
 
 N_PROMPT, N_NEW = 400, 40  # beyond the trained length
 
@@ -87,6 +87,25 @@ def test_the_scales_in_the_file_are_in_effect(start: Callable[..., Server], mode
     assert first == pytest.approx(logprob(logits, tokens[0]), abs=1e-5)
     plain_tokens, plain_logits = direct(path, None, 512)
     assert plain_first == pytest.approx(logprob(plain_logits, plain_tokens[0]), abs=1e-5)
+
+
+def test_the_fingerprint_is_that_of_the_requests_own_plan(start: Callable[..., Server], tmp_path: Path) -> None:
+    scaling = LayerScaling(SCALES, "llama", RopeMethod("dynamic-ntk", 2.0, N_CTX_TRAIN))
+    server = start(write_model(tmp_path / "ntk.gguf", scaling), "-c", "1024").wait_until_ready()
+    short, long = [40] * 3, [40] * 500
+    hashes = [scaling.plan(len(p) + 1).hash for p in (short, long)]
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+
+        def fingerprint(prompt: Any, model: str = "tiny") -> str:
+            body = {"model": model, "prompt": prompt, "max_tokens": 1}
+            return str(http.post("/v1/completions", json=body).json()["system_fingerprint"])
+
+        assert fingerprint(short) == f"ropebend-{hashes[0]}"
+        assert fingerprint(long) == f"ropebend-{hashes[1]}"
+        assert fingerprint([short, long, short]) == "ropebend-" + "-".join(sorted(hashes))
+        assert fingerprint(short, "tiny:base") == "ropebend-unscaled"
+        assert http.get("/props").json()["plan_hash"] == scaling.plan(1024).hash not in hashes
+    assert server.stop() == 0
 
 
 def test_factors_replace_the_scales_in_the_file(
