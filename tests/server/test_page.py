@@ -87,17 +87,26 @@ def test_slots_and_cache_are_shown(page: WebDriver) -> None:
 def test_an_answer_can_be_stopped_and_the_chat_goes_on(page: WebDriver) -> None:
     page.find_element(By.ID, "new").click()
     assert page.find_elements(By.CLASS_NAME, "message") == []
+    page.find_element(By.ID, "compare").click()  # one answer is enough
     field = page.find_element(By.ID, "max_tokens")
     field.clear()
     field.send_keys("900")
     # let the answer be long, and stop it from within the page, at its first word
     page.execute_script(
-        "new MutationObserver(() => document.querySelector('.assistant') && document.getElementById('stop').click())"
+        "new MutationObserver(() => document.querySelector('.assistant span:nth-child(2)')?.textContent"
+        " && document.getElementById('stop').click())"
         ".observe(document.getElementById('chat'), {subtree: true, childList: true})"
     )
     page.find_element(By.ID, "text").send_keys("a dog\n")
     wait(page, lambda b: any("(stopped)" in a.text for a in b.find_elements(By.CLASS_NAME, "assistant")))
     wait(page, lambda b: b.find_element(By.ID, "send").is_enabled())
+    (answer,) = page.find_elements(By.CLASS_NAME, "assistant")
+    _, said, stopped = answer.find_elements(By.TAG_NAME, "span")
+    assert said.text
+    assert stopped.text.strip() == "(stopped)"
+    assert answer.get_attribute("data-done") is None
+    cancelled = "fetch('props', {headers: headers()}).then(r => r.json()).then(p => p.requests.cancelled)"
+    wait(page, lambda b: b.execute_async_script(f"{cancelled}.then(arguments[0])") == 1)
 
 
 def test_the_browser_had_nothing_to_complain_about(page: WebDriver) -> None:
