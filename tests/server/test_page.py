@@ -109,6 +109,32 @@ def test_an_answer_can_be_stopped_and_the_chat_goes_on(page: WebDriver) -> None:
     wait(page, lambda b: b.execute_async_script(f"{cancelled}.then(arguments[0])") == 1)
 
 
+def test_what_was_asked_without_comparing_is_part_of_both_chats(page: WebDriver) -> None:
+    """The page's requests are recorded, and the observer that stops answers is gone with the reload."""
+    page.refresh()
+    wait(page, lambda b: b.find_element(By.ID, "compare").is_enabled())
+    page.execute_script(
+        "window.asked = []; const send = window.fetch; window.fetch = (path, options) => {"
+        " if (options.body) window.asked.push(JSON.parse(options.body)); return send(path, options); }"
+    )
+    field = page.find_element(By.ID, "max_tokens")
+    field.clear()
+    field.send_keys("3")
+    for n, text in enumerate(("one", "two", "three"), 1):
+        if n == 2:
+            page.find_element(By.ID, "compare").click()
+        page.find_element(By.ID, "text").send_keys(f"{text}\n")
+        wait(page, lambda b, n=n: len(b.find_elements(By.CSS_SELECTOR, ".assistant[data-done]")) == 2 * n - 1)
+        wait(page, lambda b: b.find_element(By.ID, "send").is_enabled())
+    asked = page.execute_script("return window.asked")
+    for variant in ("tiny-scaled", "tiny-scaled:base"):
+        messages = [a["messages"] for a in asked if a["model"] == variant][-1]
+        assert [m["role"] for m in messages] == ["user", "assistant", "user", "assistant", "user"]
+        assert [m["content"] for m in messages[::2]] == ["one", "two", "three"]
+    firsts = [a["messages"][1]["content"] for a in asked if len(a["messages"]) > 1]
+    assert len(set(firsts)) == 1  # the answer that both go on from
+
+
 def test_the_browser_had_nothing_to_complain_about(page: WebDriver) -> None:
     severe = [e["message"] for e in page.get_log("browser") if e["level"] == "SEVERE"]
     assert [m for m in severe if "401" not in m] == []
