@@ -24,14 +24,14 @@ class _Collector:
         counters = {
             "prompt_tokens": ("Prompt tokens computed.", steps.prompt_tokens),
             "prompt_tokens_cached": ("Prompt tokens taken from the cache instead of computed.", jobs.cached_tokens),
-            "prompt_seconds": ("Time of decodes that prompt tokens took.", steps.prompt_seconds),
+            "prompt_seconds": ("Time of decodes, the share of prompt tokens.", steps.prompt_seconds),
             "tokens_predicted": ("Tokens generated.", steps.generated_tokens),
-            "tokens_predicted_seconds": ("Time of decodes that generated tokens took.", steps.generated_seconds),
+            "tokens_predicted_seconds": ("Time of decodes, the share of generated tokens.", steps.generated_seconds),
             "n_decode": ("Calls of llama_decode.", steps.steps),
             "n_busy_slots": ("Sequences in a decode, summed over decodes.", steps.busy_slots),
             "step_seconds": ("Time of all steps: planning, decode, sampling and delivery.", steps.seconds),
             "decode_seconds": ("Of it inside llama_decode.", steps.decode_seconds),
-            "sample_seconds": ("Of it inside samplers.", steps.sample_seconds),
+            "sample_seconds": ("Of it choosing tokens.", steps.sample_seconds),
             "preemptions": ("Requests pushed out of the KV cache and computed again.", scheduler.n_preempted),
         }
         for name, (help_, value) in counters.items():

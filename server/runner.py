@@ -20,12 +20,13 @@ from ropebend.server.writer import EmbeddingWriter, TextWriter
 class StepStats:
     """Sums over the steps: tokens, and where the seconds went.
 
-    prompt_tokens     computed, not those taken from the cache
-    prompt_seconds    time of steps with prompt tokens in them
-    seconds           of all steps, from the plan to the last text
-    decode_seconds    of them inside llama_decode and waiting for its outputs
-    sample_seconds    of them inside the samplers
-    busy_slots        sequences in a step, summed
+    prompt_tokens      computed, not those taken from the cache
+    prompt_seconds     their part of decode_seconds, which is shared out by tokens
+    generated_seconds  the rest of it
+    seconds            of all steps, from the plan to the last text
+    decode_seconds     of them inside llama_decode and waiting for its outputs
+    sample_seconds     of them choosing tokens, by llama.cpp's samplers or, if greedy, the largest logit
+    busy_slots         sequences in a step, summed
     """
 
     steps: int = 0
