@@ -37,7 +37,7 @@ CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
         ("POST", "/v1/chat/completions", CHAT),
     ],
 )
-def test_while_loading_everything_answers_503_as_llama_server_does(method: str, path: str, body: Any) -> None:
+def test_while_loading_all_but_the_pages_answers_503_as_llama_server_does(method: str, path: str, body: Any) -> None:
     answer = ask((), method, path, json=body)
     assert answer.status_code == 503
     assert answer.json() == {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
