@@ -150,7 +150,6 @@ class Job:
     stream: bool
     _wake: Callable[[], None] = field(repr=False)
     cancelled: bool = False
-    n_open: int = 0
 
     def cancel(self) -> None:
         """Stop within one decode step; nothing happens if the job has ended.  Any thread may call this."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -21,6 +22,9 @@ import pytest
 from random_models import add_scaling
 
 from ropebend.scaling import LayerScaling
+from ropebend.server.app import create_app
+from ropebend.server.engine import Engine
+from ropebend.server.loading import EngineOptions
 
 N_LAYER, N_EMBD, N_HEAD, N_FF, N_CTX_TRAIN = 3, 64, 4, 96, 256
 END, USER, ASSISTANT = "<|end|>", "<|user|>", "<|assistant|>"
@@ -115,6 +119,17 @@ def write_model(
     w.write_tensors_to_file()
     w.close()
     return path
+
+
+def ask(method: str, path: str, *, headers: Any = None, content: Any = None, json: Any = None, **options: Any) -> Any:
+    """One request, without sockets, to an application whose engine has not loaded.  options: of `create_app`."""
+
+    async def send() -> httpx.Response:
+        app = create_app(Engine(EngineOptions(Path("never-loaded.gguf"))), **options)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.request(method, path, headers=headers, content=content, json=json)
+
+    return asyncio.run(send())
 
 
 def counts(usage: openai.types.CompletionUsage | None) -> tuple[int, int, int]:

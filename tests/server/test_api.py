@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Callable
@@ -16,11 +15,8 @@ import openai
 import pytest
 
 from ropebend.model import Model
-from ropebend.server.app import create_app
-from ropebend.server.engine import Engine
-from ropebend.server.loading import EngineOptions
 
-from .conftest import N_CTX_TRAIN, N_EMBD, TOKEN, Server
+from .conftest import N_CTX_TRAIN, N_EMBD, TOKEN, Server, ask
 
 PROMPT = "the happy dog and the little sun was on the big tree"
 
@@ -204,15 +200,6 @@ def test_base_is_the_model_without_its_scales(start: Callable[..., Server], mode
 
 
 # ---- pages and guards, without sockets
-
-
-def ask(method: str, path: str, *, headers: dict[str, str] | None = None, content: Any = None, **options: Any) -> Any:
-    async def send() -> httpx.Response:
-        app = create_app(Engine(EngineOptions(Path("never-loaded.gguf"))), **options)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            return await client.request(method, path, headers=headers, content=content)
-
-    return asyncio.run(send())
 
 
 def test_the_pages_load_nothing_from_elsewhere() -> None:

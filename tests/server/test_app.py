@@ -1,28 +1,10 @@
 """The application without sockets: while loading, and the shapes of errors."""
 
-import asyncio
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from ropebend.server.app import create_app
-from ropebend.server.engine import Engine
-from ropebend.server.loading import EngineOptions
-
-
-def ask(api_keys: tuple[str, ...], method: str, path: str, **more: Any) -> httpx.Response:
-    """One request to an application whose engine has not loaded."""
-
-    async def send() -> httpx.Response:
-        app = create_app(Engine(EngineOptions(Path("never-loaded.gguf"))), api_keys)
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.request(method, path, **more)
-
-    return asyncio.run(send())
-
+from .conftest import ask
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 
@@ -38,7 +20,7 @@ CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
     ],
 )
 def test_while_loading_all_but_the_pages_answers_503_as_llama_server_does(method: str, path: str, body: Any) -> None:
-    answer = ask((), method, path, json=body)
+    answer = ask(method, path, json=body)
     assert answer.status_code == 503
     assert answer.json() == {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
     assert int(answer.headers["Retry-After"]) > 0
@@ -48,22 +30,22 @@ def test_while_loading_all_but_the_pages_answers_503_as_llama_server_does(method
 def test_without_the_key_nothing_but_health_is_shown(given: str) -> None:
     headers = {"Authorization": given.encode()} if given else {}
     for path in ("/v1/models", "/props", "/nowhere"):
-        answer = ask(("other", "right"), "GET", path, headers=headers)
+        answer = ask("GET", path, headers=headers, api_keys=("other", "right"))
         assert answer.status_code == 401
         assert answer.headers["WWW-Authenticate"] == "Bearer"
         assert answer.json()["error"]["code"] == "invalid_api_key"
-    assert ask(("other", "right"), "GET", "/health").status_code == 503  # loading
+    assert ask("GET", "/health", api_keys=("other", "right")).status_code == 503  # loading
 
 
 @pytest.mark.parametrize("key", ["other", "right", "schlüssel"])
 def test_each_key_opens(key: str) -> None:
     keys = ("other", "right", "schlüssel")
-    answer = ask(keys, "GET", "/v1/models", headers={"Authorization": f"bearer {key}".encode()})
+    answer = ask("GET", "/v1/models", headers={"Authorization": f"bearer {key}".encode()}, api_keys=keys)
     assert answer.status_code == 503  # loading: let in
 
 
 def test_unknown_urls_and_methods_answer_in_the_same_shape() -> None:
-    answer = ask((), "GET", "/v1/nowhere")
+    answer = ask("GET", "/v1/nowhere")
     assert answer.status_code == 404
     assert answer.json()["error"] == {
         "message": "Unknown URL: GET /v1/nowhere",
@@ -71,7 +53,7 @@ def test_unknown_urls_and_methods_answer_in_the_same_shape() -> None:
         "param": None,
         "code": "unknown_url",
     }
-    answer = ask((), "GET", "/v1/completions")
+    answer = ask("GET", "/v1/completions")
     assert answer.status_code == 405
     assert answer.headers["Allow"] == "POST"
     assert answer.json()["error"]["code"] == "method_not_allowed"
