@@ -70,7 +70,13 @@ async def slots(request: Request) -> dict[str, Any]:
     return {
         "n_slots": facts.n_slots,
         "n_waiting": scheduler.n_waiting,
-        "kv": {"n_cells": facts.n_cells, "n_used": facts.n_cells - pool.n_free, "n_cached_sequences": len(pool.cached)},
+        "kv": {
+            "n_cells": facts.n_cells,
+            "n_used": facts.n_cells - pool.n_free,
+            "n_sequences": facts.n_seqs,
+            "n_free_sequences": pool.n_free_sequences,
+            "n_cached_sequences": len(pool.cached),
+        },
         "slots": running,
     }
 

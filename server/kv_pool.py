@@ -88,6 +88,11 @@ class KVPool:
         """Cells nobody has."""
         return len(self._free_cells)
 
+    @property
+    def n_free_sequences(self) -> int:
+        """Sequence ids that neither a running nor a cached sequence has."""
+        return len(self._free_ids)
+
     # ---- a sequence's life
 
     def open(self, key: str, tokens: array[int], spare: Sequence | None = None) -> Sequence:

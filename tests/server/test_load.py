@@ -69,6 +69,7 @@ def test_under_load_nothing_is_lost_and_greedy_answers_are_those_of_a_quiet_cont
         assert whole.status_code == 200
         kv = http.get("/slots").json()["kv"]
         assert (kv["n_used"], kv["n_cached_sequences"]) == (N_CTX_TRAIN, 1)
+        assert kv["n_free_sequences"] == kv["n_sequences"] - 1
     assert server.stop() == 0
     with Model(models["plain"]) as model:
         tokens = {prompt: model.tokenize(prompt) for prompt in prompts}
