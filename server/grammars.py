@@ -23,7 +23,11 @@ class _Converter(SchemaConverter):  # type: ignore[misc] # llama_cpp has no type
 
     def visit(self, schema: Any, name: str) -> str:
         """The name of the rule for `schema`."""
-        return str(super().visit(followed(schema), name))
+        try:
+            schema = followed(schema)
+        except RopebendError as e:
+            raise RopebendError(f"{str(e)[:200]} (in {name[-100:]})") from None
+        return str(super().visit(schema, name))
 
     def _format_literal(self, literal: str) -> str:
         # literal: JSON in ASCII.  The converter's own forgets backslashes, and \ud83d is no character in GBNF.
@@ -54,7 +58,8 @@ class _Converter(SchemaConverter):  # type: ignore[misc] # llama_cpp has no type
     def _resolve_ref(self, ref: str) -> str:
         # The converter's own takes the last part of the path for the rule's name, whatever else is called that.
         if ref not in self._rule_of_ref:
-            rule = self._rule_of_ref[ref] = self._add_rule("ref", ref)  # named first: it may refer to itself
+            name = f"ref-{len(self._rule_of_ref)}-{ref.rpartition('/')[2]}"
+            rule = self._rule_of_ref[ref] = self._add_rule(name, ref)  # named first: it may refer to itself
             self._rules[rule] = self.visit(self._refs[ref], rule)
         return self._rule_of_ref[ref]
 

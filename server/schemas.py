@@ -80,7 +80,7 @@ def _typed(s: dict[str, Any]) -> dict[str, Any]:
     if isinstance(types, list) and len(types) != 1:
         if not types:
             raise _unsupported("an empty type")
-        return {"anyOf": [{**s, "type": t} for t in types]}
+        return {"anyOf": [{**s, "type": t} for t in dict.fromkeys(types)]}
     type_ = types[0] if isinstance(types, list) else types
     if type_ not in _KEYWORDS:
         raise _unsupported(f"type {type_!r}")

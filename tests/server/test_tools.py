@@ -328,6 +328,12 @@ def test_schemas_that_cannot_be_used(schema: dict[str, Any]) -> None:
         grammars.from_schema(schema)
 
 
+def test_the_error_says_where_in_the_schema() -> None:
+    schema = {"properties": {"p": {"$ref": "#/$defs/P"}}, "$defs": {"P": {"properties": {"age": {"minimum": 0}}}}}
+    with pytest.raises(RopebendError, match=r"minimum is not supported \(in ref-0-P-age\)"):
+        grammars.from_schema(schema)
+
+
 @pytest.mark.parametrize(
     ("schema", "right", "wrong"),
     [
