@@ -25,6 +25,15 @@ def cluster_bootstrap(per_cluster: npt.NDArray[np.float64], n_resamples: int = 1
     return float(low), float(high)
 
 
+def mean_interval(per_cluster: npt.NDArray[np.float64]) -> Interval:
+    """`cluster_bootstrap`, or Wilson's interval by cluster where all are right or all wrong: resampling those says
+    nothing about what was not drawn.
+    """
+    if np.isin(per_cluster, (0.0, 1.0)).all() and len(set(per_cluster.tolist())) == 1:
+        return wilson(int(per_cluster.sum()), len(per_cluster))
+    return cluster_bootstrap(per_cluster)
+
+
 def sign_flip_p(difference: npt.NDArray[np.float64], n_resamples: int = 10_000, seed: int = 0) -> float:
     """Two-sided p-value of a paired test (shape [n_items]): how often random signs give a mean as far from 0."""
     rng = np.random.default_rng(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ from ropebend.errors import UsageError
 
 if TYPE_CHECKING:
     from ropebend.evaluate import Evaluation
+
+SAY_EVERY = 10.0  # seconds between lines where there is no terminal for a bar
 
 
 def eval_command(
@@ -59,7 +62,7 @@ def eval_command(
     from rich.console import Console
     from rich.progress import Progress
 
-    from ropebend.evaluate import Runtime, evaluate, open_evaluator
+    from ropebend.evaluate import Evaluation, Row, Runtime, measure, open_evaluator
     from ropebend.files import write_json
     from ropebend.model import Model, scaling_for
     from ropebend.search.origin import versions
@@ -78,16 +81,29 @@ def eval_command(
             open_evaluator(loaded, measured, samples, runtime) as evaluator,
             Progress(console=console, disable=not console.is_terminal, transient=True) as bar,
         ):
-            n = evaluator.n_items
-            job = bar.add_task(f"{n} items", total=n)
-            result = evaluate(evaluator, chosen, range(n), progress=lambda k: bar.advance(job, k))
-            n_tokens, lead_in = evaluator.n_tokens, getattr(evaluator, "lead_in", None)
+            n_items, n_tokens, lead_in = evaluator.n_items, evaluator.n_tokens, getattr(evaluator, "lead_in", None)
+            job = bar.add_task(f"{n_items} items", total=n_items)
+            console.print(f"{n_items} items, up to {n_tokens} tokens; Ctrl-C keeps the finished ones", highlight=False)
+            evaluator.set_scaling(chosen)
+            rows: list[Row] = []
+            said = time.monotonic()
+            try:
+                for i in range(n_items):
+                    rows.append(measure(evaluator, i))
+                    bar.advance(job)
+                    if not console.is_terminal and time.monotonic() - said >= SAY_EVERY:
+                        said = time.monotonic()
+                        console.print(f"{len(rows)} of {n_items} items", highlight=False)
+            except KeyboardInterrupt:
+                if not rows:
+                    raise
+    result, n = Evaluation.of(measured, rows), len(rows)
 
     config = measured.config()
     scales = "unscaled" if chosen is None else f"scales {min(chosen.layer_scale):g}–{max(chosen.layer_scale):g}"
     what = ", ".join(f"{k} {v}" for k, v in config.items() if k not in ("name", "depths", "seed") and v is not None)
     print(f"{loaded.info.name}: {measured.name}, up to {n_tokens} tokens (trained at {loaded.info.n_ctx_train})")
-    print(f"{what}; {scales}; {n} items\n")
+    print(f"{what}; {scales}; {n} items" + (f" of {n_items}, then interrupted" if n < n_items else "") + "\n")
     print(accuracy_table([("perplexity" if result.is_text else "accuracy", result)]))
     report: dict[str, Any] = {
         "format": "ropebend-eval/1",
@@ -95,6 +111,7 @@ def eval_command(
         "task": config,
         "n_ctx_train": loaded.info.n_ctx_train,
         "tokens": n_tokens,
+        "interrupted": n < n_items,
         "lead_in": lead_in,
         "scaling": chosen.to_json() if chosen is not None else None,
         "versions": versions(),
@@ -102,6 +119,8 @@ def eval_command(
     }
     write_json(out, report)
     print(f"\nwrote {out}")
+    if n < n_items:
+        raise typer.Exit(130)
 
 
 def accuracy_table(rows: list[tuple[str, Evaluation]]) -> str:
@@ -123,10 +142,10 @@ def evaluation_json(result: Evaluation) -> dict[str, Any]:
     """Figures and every verdict, for files."""
     import numpy as np
 
-    from ropebend.stats import cluster_bootstrap, wilson
+    from ropebend.stats import mean_interval, wilson
 
     n = len(result.value)
-    low, high = cluster_bootstrap(result.per_item)
+    low, high = mean_interval(result.per_item)
     if result.is_text:
         return {
             "samples": n,

@@ -13,7 +13,7 @@ from ropebend.errors import UsageError
 
 if TYPE_CHECKING:
     from ropebend.scaling import LayerScaling
-    from ropebend.search.run import Outcome
+    from ropebend.search.run import Cost, Outcome
     from ropebend.search.spec import SearchSpec
 
 CONTROLS = "uniform,line,free,random"
@@ -47,7 +47,8 @@ def search_command(
     budget: Annotated[
         str,
         typer.Option(
-            help="Evaluations (400), tokens (50Mtok) or time (20m), shared equally by the search and its controls."
+            help="Evaluations (400) or tokens (50Mtok) of the searches, shared equally by the search and its controls; "
+            "or time (20m), of which finals and tests take their part."
         ),
     ] = "400",
     method: Annotated[
@@ -152,7 +153,7 @@ def search_command(
         outcome, _ = search_with_progress(part, spec)
         outcomes.append(outcome)
         print_outcome(outcome)
-        print(f"\nwrote {part / 'factors.json'}" + (f" and {part / 'report.html'}" if outcome.tests else ""))
+        print(f"\nwrote {part / 'factors.json'} and {part / 'report.html'}")
         if outcome.interrupted:
             print(f"go on:  ropebend search --resume {output}")
         print(f"next:   ropebend add-scales {Path(spec.model)} {part / 'factors.json'}\n")
@@ -232,7 +233,7 @@ def search_with_progress(folder: Path, spec: SearchSpec) -> tuple[Outcome, Layer
     )
 
     from ropebend.search.folder import run_in
-    from ropebend.search.run import Cost, Generation, Listener
+    from ropebend.search.run import Generation, Listener
 
     console = Console(stderr=True)
     columns = (
@@ -254,17 +255,12 @@ def search_with_progress(folder: Path, spec: SearchSpec) -> tuple[Outcome, Layer
                 console.print(f"searches: {names}; budget {spec.budget}; sequences of up to {cost.context} tokens")
                 if cost.seconds == 0:
                     console.print("going on from what was measured before; Ctrl-C keeps the best so far")
-                elif cost.n_items is not None:
-                    console.print(
-                        f"at most {cost.n_tokens * cost.n_items / 1e6:,.1f} M prompt tokens, about "
-                        f"{cost.seconds * cost.n_items / 60:.0f} minutes; Ctrl-C keeps the best so far"
-                    )
                 else:
-                    console.print(
-                        f"{cost.n_tokens / cost.seconds:,.0f} prompt tokens per second; Ctrl-C keeps the best so far"
-                    )
+                    console.print(f"{cost_in_words(spec, cost)}; Ctrl-C keeps the best so far")
 
             def stage(self, stage: str, n_items: int) -> None:
+                for before in bar.tasks:  # done, if with less than it might have taken
+                    bar.update(before.id, total=before.completed)
                 self.bars[stage] = bar.add_task(stage, total=n_items or None, note="")
 
             def items(self, stage: str, n: int) -> None:
@@ -282,6 +278,27 @@ def search_with_progress(folder: Path, spec: SearchSpec) -> tuple[Outcome, Layer
                     )
 
         return run_in(folder, spec, Live())
+
+
+def cost_in_words(spec: SearchSpec, cost: Cost) -> str:
+    """Prompt tokens and minutes that a search will take."""
+    from ropebend.search.budget import Budget
+
+    budget = Budget.parse(spec.budget)
+    late = f"{cost.late_seconds / 60:.1f} minutes of finals and tests"
+    if budget.unit == "seconds":
+        if cost.late_seconds > budget.amount / 2:
+            return (
+                f"{budget.amount / 120:.1f} minutes of searches, then about {late}: more than the budget; "
+                "fewer --finals and --test items, or fewer --controls, take less"
+            )
+        return f"{(budget.amount - cost.late_seconds) / 60:.1f} minutes of searches, then about {late}"
+    if cost.n_search is not None:
+        n_tokens = cost.n_tokens * (cost.n_search + cost.n_late)
+    else:
+        n_tokens = int(budget.amount) + cost.n_tokens * cost.n_late
+    minutes = n_tokens / cost.n_tokens * cost.seconds / 60
+    return f"at most {n_tokens / 1e6:,.1f} M prompt tokens, about {minutes:.0f} minutes, of which {late}"
 
 
 def _sparkline(values: list[float], width: int = 12) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,13 +115,7 @@ def evaluate(
     items: range,
     *,
     full: bool = True,
-    progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Run items under one scaling.  `progress` is called with 1 after each item."""
+    """Run items under one scaling."""
     evaluator.set_scaling(scaling)
-    rows = []
-    for i in items:
-        rows.append(measure(evaluator, i, full=full))
-        if progress is not None:
-            progress(1)
-    return Evaluation.of(evaluator.task, rows)
+    return Evaluation.of(evaluator.task, (measure(evaluator, i, full=full) for i in items))

@@ -76,8 +76,7 @@ def run_in(folder: Path, spec: SearchSpec, listener: Listener | None = None) -> 
     outcome = run_search(spec, folder / LOG, listener)
     layers = with_provenance(outcome, digest)
     layers.save(folder / FACTORS)
-    if outcome.tests:
-        write_report(folder, outcome)
+    write_report(folder, outcome)
     return outcome, layers
 
 

@@ -36,7 +36,7 @@ def write_report(folder: Path, outcome: Outcome) -> None:
         Picture("Scales", "scales.png", plot.scales(title, outcome.found, outcome.spec.label)),
         Picture("Best score by generation", "scores.png", plot.scores(title, outcome.found)),
     ]
-    if not next(iter(tests.values())).is_text:
+    if tests and not next(iter(tests.values())).is_text:
         pictures.append(Picture("Accuracy by depth", "accuracy.png", plot.accuracy(title, tests)))
     write_page(folder, title, verdict(outcome), summary(outcome), _tables(outcome), pictures, outcome.spec)
 
@@ -83,16 +83,17 @@ def describe(task: Task) -> str:
 def summary(outcome: Outcome) -> str:
     """What was spent."""
     n = sum(f.n_evaluated for f in outcome.found.values())
+    judged = f"winners judged on {outcome.spec.test} items never seen in the search" if outcome.tests else "interrupted"
     return (
         f"{n} sets of scales measured in {len(outcome.found)} searches, {outcome.n_tokens / 1e6:.1f} M prompt tokens, "
-        f"{outcome.seconds / 60:.1f} minutes; winners judged on {outcome.spec.test} items never seen in the search."
+        f"{outcome.seconds / 60:.1f} minutes; {judged}."
     )
 
 
 def _tables(outcome: Outcome) -> list[dict[str, Any]]:
     main = outcome.spec.label
     out = []
-    for i, task in enumerate(outcome.tasks):
+    for i, task in enumerate(outcome.tasks if outcome.tests else ()):
         part = "objective" if i < len(outcome.spec.tasks) else "transfer: not searched on"
         results = {name: by_task[i] for name, by_task in outcome.tests.items()}
         is_text = results["unscaled"].is_text

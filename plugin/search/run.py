@@ -33,14 +33,21 @@ class Cost:
 
     n_tokens   prompt tokens that must be computed for one candidate on one item of every task
     seconds    that takes all workers together; 0 if it was read from the log
-    n_items    items in all (candidates times items), None where the budget is not a number of evaluations
+    n_search   items (candidates times items) of the searches, None where the budget is not a number of evaluations
+    n_late     items of the finals and the tests
     context    tokens that a sequence of the first task may reach
     """
 
     n_tokens: int
     seconds: float
-    n_items: int | None
+    n_search: int | None
+    n_late: int
     context: int
+
+    @property
+    def late_seconds(self) -> float:
+        """What the finals and the tests take."""
+        return self.n_late * self.seconds
 
 
 @dataclass(frozen=True)
@@ -164,6 +171,7 @@ class _Run:
         self.found: dict[str, Found] = {}
         self.tests: dict[str, list[Evaluation]] = {}
         self.started = time.monotonic()
+        self.searches_end = float("inf")
 
     def go(self) -> Outcome:
         cost = self._calibrate()
@@ -203,12 +211,14 @@ class _Run:
         tokens = measurer.n_tokens - tokens
         budget = Budget.parse(spec.budget)
         n_searches = len(spec.searches())
-        n_items = None
+        n_search = None
         if budget.unit == "evaluations":
-            n_items = int(budget.amount) * spec.screen
-            n_items += n_searches * sum(n * k for n, k in spec.finals) + (n_searches + 1) * spec.test * len(self.tasks)
-            n_items += UNIFORM_BUDGET * spec.screen if "uniform" in spec.controls else 0
-        cost = Cost(tokens, seconds / measurer.executor.n_workers, n_items, measurer.lengths[0])
+            n_search = int(budget.amount) * spec.screen
+            n_search += UNIFORM_BUDGET * spec.screen if "uniform" in spec.controls else 0
+        n_late = n_searches * sum(n * k for n, k in spec.finals) + (n_searches + 1) * spec.test * len(self.tasks)
+        cost = Cost(tokens, seconds / measurer.executor.n_workers, n_search, n_late, measurer.lengths[0])
+        if budget.unit == "seconds":  # finals and tests have their part of it, but never more than half
+            self.searches_end = time.monotonic() + max(budget.amount - cost.late_seconds, budget.amount / 2)
         self.listener.started(cost)
         return cost
 
@@ -225,7 +235,12 @@ class _Run:
         """Generations until this search's share of the budget is spent."""
         spec, measurer = self.spec, self.measurer
         found = self.found[name] = Found(name)
-        budget = Budget.parse(spec.budget).share(len([s for s in spec.searches() if s[1] != "uniform"]) or 1)
+        budget = Budget.parse(spec.budget)
+        if budget.unit == "seconds":  # an equal part of what the ones before have left
+            n_to_come = len(spec.searches()) - len(self.found) + 1
+            budget = Budget((self.searches_end - time.monotonic()) / n_to_come, "seconds")
+        else:
+            budget = budget.share(len([s for s in spec.searches() if s[1] != "uniform"]) or 1)
         limit = float("inf")
         if optimiser.space.name == "uniform" and name != spec.label:
             limit = UNIFORM_BUDGET

@@ -8,7 +8,7 @@ import numpy as np
 
 from ropebend.evaluate import Evaluation
 from ropebend.search.run import Outcome
-from ropebend.stats import cluster_bootstrap, sign_flip_p, wilson
+from ropebend.stats import cluster_bootstrap, mean_interval, sign_flip_p, wilson
 
 MIN_TEST = 10  # items; a bootstrap over fewer says nothing
 
@@ -31,7 +31,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
 
 def figure(result: Evaluation) -> str:
     """Accuracy in percent or perplexity, with its 95 % interval."""
-    low, high = cluster_bootstrap(result.per_item)
+    low, high = mean_interval(result.per_item)
     if result.is_text:
         return f"{np.exp(-result.mean):.2f} [{np.exp(-high):.2f}–{np.exp(-low):.2f}]"
     return f"{result.mean:.1%} [{100 * low:.0f}–{100 * high:.0f}]"

@@ -14,6 +14,7 @@ from random_models import write_llama
 from typer.testing import CliRunner
 
 from ropebend import LayerScaling, UsageError
+from ropebend import evaluate as evaluate_module
 from ropebend.cli import app
 
 NEEDLE = str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf")
@@ -25,6 +26,28 @@ def ropebend(*args: object, cwd: Path, code: int = 0) -> subprocess.CompletedPro
     assert run.returncode == code, run.stdout + run.stderr
     assert "Traceback" not in run.stderr
     return run
+
+
+def test_eval_keeps_the_finished_items_on_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate_module.measure
+
+    def until_the_third(evaluator: evaluate_module.Evaluator, i: int, *, full: bool = True) -> evaluate_module.Row:
+        if i == 2:
+            raise KeyboardInterrupt
+        return whole(evaluator, i, full=full)
+
+    monkeypatch.setattr(evaluate_module, "measure", until_the_third)
+    out = tmp_path / "x.json"
+    result = CliRunner().invoke(
+        app, ["eval", NEEDLE, "--keys", "3", "--samples", "4", "--depths", "0", "-t", "1", "-o", str(out)]
+    )
+    assert result.exit_code == 130, result.output
+    assert "2 items of 4, then interrupted" in result.output
+    saved = json.loads(out.read_text())
+    assert (saved["samples"], saved["interrupted"]) == (2, True)
+    # both right or both wrong: two items are no proof of either
+    low, high = saved["accuracy_interval"]
+    assert high - low > 0.5
 
 
 def test_eval_prints_a_table_and_writes_json(tmp_path: Path) -> None:

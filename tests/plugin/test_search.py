@@ -14,6 +14,7 @@ import pytest
 from small_search import KV, NEEDLE, spec
 
 from ropebend import LayerScaling, RopebendError
+from ropebend.cli.search import cost_in_words
 from ropebend.errors import UsageError
 from ropebend.evaluate import Evaluation, Row
 from ropebend.search import Listener, TaskSpec, run_search, seeds, verdict
@@ -22,6 +23,7 @@ from ropebend.search.measure import CHUNK, Measurer
 from ropebend.search.objective import Objective, Term, depth_weights
 from ropebend.search.optimisers import Scored
 from ropebend.search.race import race
+from ropebend.search.run import Cost
 from ropebend.search.space import Candidate
 from ropebend.search.verdict import compare
 from ropebend.search.workers import Done, Job
@@ -168,14 +170,44 @@ def test_all_controls_second_tasks_and_transfer(tmp_path: Path) -> None:
 def test_budgets_in_tokens_and_time_end_a_search() -> None:
     assert run_search(spec(budget="3ktok")).main.n_evaluated < 60
     seen: list[str] = []
+    costs: list[Cost] = []
 
     class Stages(Listener):
+        def started(self, cost: Cost) -> None:
+            costs.append(cost)
+
         def stage(self, stage: str, n_items: int) -> None:
             seen.append(stage)
 
     outcome = run_search(spec(budget="0.000001s"), listener=Stages())
     assert len(outcome.main.history) == 1  # the clock is read between generations
     assert seen == ["uniform", "bezier ga", "finals: uniform", "finals: bezier ga", "test"]
+    assert costs[0].n_late == 2 * 3 * 2 + 3 * 2  # finals of two searches, tests of three sets of scales
+
+
+def test_a_budget_in_time_pays_for_finals_and_tests() -> None:
+    cost = Cost(n_tokens=1000, seconds=0.5, n_search=None, n_late=60, context=300)
+    assert "0.5 minutes of searches, then about 0.5 minutes of finals and tests" in cost_in_words(
+        spec(budget="60s"), cost
+    )
+    assert "more than the budget" in cost_in_words(spec(budget="20s"), cost)
+    assert "at most 0.1 M prompt tokens, about 1 minutes, of which 0.5" in cost_in_words(spec(budget="50ktok"), cost)
+    counted = Cost(n_tokens=1000, seconds=0.5, n_search=180, n_late=60, context=300)
+    assert "at most 0.2 M prompt tokens, about 2 minutes" in cost_in_words(spec(), counted)
+
+
+def test_an_interrupted_search_has_a_report_too(tmp_path: Path) -> None:
+    class Impatient(Listener):
+        def stage(self, stage: str, n_items: int) -> None:
+            if stage.startswith("finals"):
+                raise KeyboardInterrupt
+
+    outcome, layers = run_folder.run_in(tmp_path, run_folder.start(tmp_path, spec()), Impatient())
+    assert outcome.interrupted
+    assert LayerScaling.load(tmp_path / "factors.json") == layers
+    html = (tmp_path / "report.html").read_text()
+    assert "not judged on test items" in html
+    assert html.count("data:image/png;base64,") == 2
 
 
 # ---- objective, measurer, verdict: the arithmetic
