@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import llama_cpp
 import numpy as np
 import typer
+from decode import NEEDLE
 
 from ropebend import Context, Model
 from ropebend.evaluate import RetrievalEvaluator, Runtime
@@ -19,7 +20,6 @@ from ropebend.evaluate.retrieval import MAX_ANSWER_TOKENS
 from ropebend.tasks.kv import KVRetrieval
 
 T = TypeVar("T")
-NEEDLE = resources.files("ropebend.models.needle") / "needle-Q8_0.gguf"
 
 
 def timed(work: Callable[[int], T], i: int) -> tuple[float, T]:
@@ -40,7 +40,7 @@ def main(
     keys: Annotated[int, typer.Option(help="Key-value pairs per JSON object.")] = 56,
     samples: Annotated[int, typer.Option(help="JSON objects, each asked at 5 depths.")] = 6,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
-    model_path: Annotated[Path, typer.Option("--model", help="GGUF.")] = Path(str(NEEDLE)),
+    model_path: Annotated[Path, typer.Option("--model", help="GGUF.")] = NEEDLE,
 ) -> None:
     """Print the ratios against `Llama`, reset for each question and with its own prefix match.
 
@@ -55,10 +55,10 @@ def main(
             str(model_path), n_ctx=ours.n_tokens, n_threads=threads, n_threads_batch=threads, verbose=False
         )
         bare = Context(
-            model, n_ctx=ours.n_tokens, n_threads=threads, n_ubatch=runtime.n_ubatch, scaling=None, hooked=False
+            model, n_ctx=2 * ours.n_tokens, n_threads=threads, n_ubatch=runtime.n_ubatch, scaling=None, hooked=False
         )
         prompts = [[model.tokenize(q.prompt) for q in task.item(i).questions] for i in range(samples)]
-        n_answer = 0
+        n_answer = n_searched = 0
 
         def slow(i: int, reset: bool) -> list[bool]:
             nonlocal n_answer
@@ -73,12 +73,25 @@ def main(
             return verdicts
 
         def prefill(i: int) -> None:
+            """The tokens that must be computed, where they stand: what the prompts share, then all their ends."""
             bare.clear()
-            bare.decode(prompts[i][0], 0)
+            n_shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*prompts[i], strict=False)))
+            bare.decode(prompts[i][0][:n_shared], 0)
+            bare.decode([t for p in prompts[i] for t in p[n_shared:]], n_shared)
+
+        def in_search(i: int) -> None:
+            nonlocal n_searched
+            before = ours.n_computed
+            ours.run(i, full=False)
+            n_searched += ours.n_computed - before
 
         def steps(i: int) -> None:
+            bare.clear()
+            bare.decode(prompts[i][0], 0)
+            started = time.perf_counter()
             for j in range(20):
                 bare.decode([prompts[i][0][j]], len(prompts[i][0]) + j)
+            spent["steps"].append(time.perf_counter() - started)
 
         roads: dict[str, Callable[[int], list[bool]]] = {
             "ropebend": lambda i: [a.correct for a in ours.run(i)],
@@ -95,19 +108,15 @@ def main(
                 took, got = timed(roads[name], i)
                 spent[name].append(took)
                 verdicts[name] += got
-            spent["prefill"].append(timed(prefill, i)[0])
-            spent["steps"].append(timed(steps, i)[0])
-        computed = ours.n_computed - computed
-        computed_by_item = []
-        for i in range(samples):
-            before = ours.n_computed
-            spent["search"].append(timed(lambda i: ours.run(i, full=False), i)[0])
-            computed_by_item.append(ours.n_computed - before)
+            for name, work in (("search", in_search), ("prefill", prefill)):
+                spent[name].append(timed(work, i)[0])
+            steps(i)
+        computed = ours.n_computed - computed - n_searched
         bare.close()
         llm.close()
 
     n_prompt = sum(len(p) for by_depth in prompts for p in by_depth)
-    per_prompt_token = sum(spent["prefill"]) / sum(len(by_depth[0]) for by_depth in prompts)
+    per_prompt_token = sum(spent["prefill"]) / computed
     per_step = sum(spent["steps"]) / (20 * samples)
     n_questions = samples * 5
     print(f"{keys} pairs ({n_prompt / n_questions:.0f} tokens), {samples} JSON objects x 5 depths, {threads} thread(s)")
@@ -125,8 +134,7 @@ def main(
         ratio, low, high = ratio_of_sums(spent[name], spent["ropebend"])
         bound = price[name] / price["ropebend"]
         print(f"ropebend / {name}: {ratio:.2f} [{low:.2f}, {high:.2f}]; bound {bound:.2f}, {ratio / bound:.2f} of it")
-    bare_search = [per_prompt_token * n for n in computed_by_item]
-    ratio, low, high = ratio_of_sums(bare_search, spent["search"])
+    ratio, low, high = ratio_of_sums(spent["prefill"], spent["search"])
     print(f"prompt tokens per second as in a search / bare llama_decode: {ratio:.2f} [{low:.2f}, {high:.2f}]")
     differ = sum(a != b for a, b in zip(verdicts["ropebend"], verdicts["Llama, reset"], strict=True))
     print(f"verdicts that differ from Llama's: {differ} of {n_questions}")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a search costs, and what its short cuts cost the search: bench/search.py longrope | workers | racing.
+"""What a search costs, what its short cuts cost it: bench/search.py queries | longrope | workers | racing.
 
 The task is key-value retrieval (protocol shared, 5 depths) on the bundled needle at about twice its trained length.
 """
@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
+import evaluate
 import numpy as np
 import replay
 import table
@@ -43,6 +44,8 @@ Threads = Annotated[int, typer.Option(min=0, help="CPU threads in all (0: all th
 GpuLayers = Annotated[int, typer.Option(min=-1, help="Layers to put on the GPU (-1: all).")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Run folder; what is there already counts.")]
 Seed = Annotated[int, typer.Option(help="Seed of the items and of what is drawn.")]
+
+app.command("queries")(evaluate.main)
 
 
 def kv_spec(model: Path, keys: int, items: str, **rest: Any) -> SearchSpec:
