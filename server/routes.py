@@ -145,7 +145,7 @@ def _generations(
     if len(prompts) * n > MAX_CHOICES:
         message = f"expected at most {MAX_CHOICES} texts of one request, got {len(prompts)} prompts times n = {n}"
         raise ApiError(400, message, param="n", code="invalid_value")
-    if grammar is not None and len(prompts) * n > (most := max(MAX_GRAMMARS // len(grammar) ** 2, 1)):
+    if grammar and len(prompts) * n > (most := max(MAX_GRAMMARS // len(grammar) ** 2, 1)):
         message = f"a grammar of {len(grammar)} characters: expected n times prompts to be at most {most}"
         raise ApiError(400, f"{message}, got {len(prompts) * n}", param="n", code="invalid_value")
     seed = secrets.randbits(32) if body.seed is None else body.seed

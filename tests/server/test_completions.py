@@ -251,3 +251,9 @@ def test_a_client_that_hangs_up_cancels_its_request(server: Server, http: httpx.
     waiting.close()
     wait_for(lambda: requests()["cancelled"] == before["cancelled"] + 2)
     assert requests()["open"] == 0
+
+
+def test_an_empty_grammar_is_none(http: httpx.Client) -> None:
+    body = {"prompt": "a", "max_tokens": 4, "temperature": 0}
+    with_it, without = (http.post("/v1/completions", json={**body, **g}).json() for g in ({"grammar": ""}, {}))
+    assert with_it["choices"] == without["choices"]
