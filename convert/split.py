@@ -10,7 +10,15 @@ from enum import Enum
 from pathlib import Path
 
 from ropebend.convert.gguf_file import GgufFile
-from ropebend.convert.target import SPLIT_NAME, Target, name_new, remove_left_over, replacing, temporary_name
+from ropebend.convert.target import (
+    SPLIT_NAME,
+    Target,
+    name_new,
+    part_name,
+    remove_left_over,
+    replacing,
+    temporary_name,
+)
 from ropebend.convert.transfer import CANNOT, Progress, transfer
 from ropebend.errors import RopebendError, UsageError
 
@@ -43,7 +51,7 @@ def refuse_other_parts(source: GgufFile) -> int:
         raise RopebendError(f"{source.path}: split.no: expected 0 to {count - 1}, got {number!r:.80}")
     if number > 0:
         named = SPLIT_NAME.fullmatch(source.path.name)
-        first = source.path.with_name(_name(named["prefix"], 0, count)) if named else "the file whose split.no is 0"
+        first = source.path.with_name(part_name(named["prefix"], 0, count)) if named else "the file whose split.no is 0"
         raise RopebendError(
             f"{source.path}: part {number + 1} of {count}; metadata is in the first part only, give {first}"
         )
@@ -62,12 +70,15 @@ def other_parts(source: GgufFile, count: int, target: Target) -> list[Part]:
     for path, error in ((source.path, RopebendError), (target.path, UsageError)):
         named = SPLIT_NAME.fullmatch(path.name)
         if named is None or (int(named["number"]), int(named["count"])) != (1, count):
-            ending = _name("", 0, count)
+            ending = part_name("", 0, count)
             raise error(f"{path}: the first of {count} parts; expected a name that ends in {ending}, as llama.cpp does")
         prefixes.append(named["prefix"])
     parts = []
     for i in range(1, count):
-        a, b = source.path.with_name(_name(prefixes[0], i, count)), target.path.with_name(_name(prefixes[1], i, count))
+        a, b = (
+            source.path.with_name(part_name(prefixes[0], i, count)),
+            target.path.with_name(part_name(prefixes[1], i, count)),
+        )
         with GgufFile(a) as part:
             if (part.value("split.no"), part.value("split.count")) != (i, count):
                 raise RopebendError(
@@ -177,7 +188,3 @@ def _put_back(path: Path, old: Path | None) -> str | None:
             return f"{path}: was made, and could not be removed ({e.strerror})"
         return f"{path}: could not be put back ({e.strerror}); what it was is {old}"
     return None
-
-
-def _name(prefix: str, i: int, count: int) -> str:
-    return f"{prefix}-{i + 1:05d}-of-{count:05d}.gguf"

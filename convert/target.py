@@ -21,6 +21,12 @@ from ropebend.errors import RopebendError, UsageError
 #: How llama.cpp finds the parts of a split model: numbered from 1, five digits.
 SPLIT_NAME = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
+
+def part_name(prefix: str, i: int, count: int) -> str:
+    """Name of part i of a split model, counted from 0, as `SPLIT_NAME` reads it."""
+    return f"{prefix}-{i + 1:05d}-of-{count:05d}.gguf"
+
+
 _TMPFILE = getattr(os, "O_TMPFILE", 0)  # Linux
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 
+from ropebend.convert.target import SPLIT_NAME, part_name
 from ropebend.errors import RopebendError
 
 BLOCK = 1 << 16
@@ -46,10 +46,11 @@ def model_sample(path: str | Path) -> dict[str, tuple[int, str]]:
 
 
 def _parts(path: Path) -> list[Path]:
-    split = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path.name)
-    if split is None:
+    split = SPLIT_NAME.fullmatch(path.name)
+    if split is None or int(split["number"]) != 1:
         return [path]
-    return [path.with_name(f"{split[1]}-{i:05}-of-{split[2]}.gguf") for i in range(1, int(split[2]) + 1)]
+    count = int(split["count"])
+    return [path.with_name(part_name(split["prefix"], i, count)) for i in range(count)]
 
 
 def _sample(path: Path) -> tuple[int, str]:
