@@ -16,8 +16,12 @@ import numpy as np
 #: because llama.cpp's attention looks at every cell in use, whoever owns it.
 SHORT = 256
 
-#: Cells that short texts may keep: a thirty-second part of all, at least this many.
+#: Cells that ended short texts may keep: a thirty-second part of all, at least this many.
 MIN_SHORT_CELLS = 256
+
+#: With more running texts than this, ended short ones keep no cells: each running one pays for them in every step
+#: (256 cells took 5 % off the speed of 16 texts of a 100 M model on a CPU).
+FEW = 4
 
 
 class Memory(Protocol):
@@ -182,12 +186,12 @@ class KVPool:
             return
         self.running.remove(seq)
         self.cached[seq.id] = seq
-        self._drop_short()
+        self.drop_short()
 
-    def _drop_short(self) -> None:
-        """Let short texts not fill the cache, the longest unused go first."""
+    def drop_short(self) -> None:
+        """Let ended short texts not slow the running ones down, the longest unused go first."""
         short = [s for s in self.cached.values() if s.n_computed < SHORT]
-        allowed = max(self.n_cells // 32, MIN_SHORT_CELLS)
+        allowed = max(self.n_cells // 32, MIN_SHORT_CELLS) if len(self.running) <= FEW else 0
         while sum(s.n_computed for s in short) > allowed and _n_distinct(short) > allowed:
             self.release(short.pop(0))
 

@@ -38,7 +38,9 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     max_tokens = 16 if body.max_tokens is None else body.max_tokens
     for prompt in prompts:
         check_length(len(prompt), max_tokens, facts, "prompt")
-    grammar = await run_in_threadpool(_checked_grammar, body.grammar, "grammar", engine)
+    grammar = None
+    if body.grammar is not None:
+        grammar = await run_in_threadpool(_checked_grammar, body.grammar, "grammar", engine)
     echo = texts_of(body.prompt) if body.echo else None
     generations = _generations(body, prompts, max_tokens, body.logprobs, facts, scaled, grammar, echo)
     return await _respond(request, body, generations, sum(map(len, prompts)), CompletionForm())
@@ -106,17 +108,16 @@ def _chat_grammar(body: ChatRequest, forced: list[Tool], engine: Engine, facts: 
     except RopebendError as e:
         param = "tools" if forced else "response_format.json_schema"
         raise ApiError(400, f"{param}: {e}", param=param, code="invalid_value") from None
-    return _checked_grammar(grammar, param, engine)
+    return None if grammar is None else _checked_grammar(grammar, param, engine)
 
 
-def _checked_grammar(grammar: str | None, param: str, engine: Engine) -> str | None:
-    if grammar is not None:
-        try:
-            engine.check_grammar(grammar)
-        except Unavailable:
-            raise
-        except (RopebendError, UnicodeEncodeError) as e:
-            raise ApiError(400, f"{param}: {e}", param=param, code="invalid_value") from None
+def _checked_grammar(grammar: str, param: str, engine: Engine) -> str:
+    try:
+        engine.check_grammar(grammar)
+    except Unavailable:
+        raise
+    except (RopebendError, UnicodeEncodeError) as e:
+        raise ApiError(400, f"{param}: {e}", param=param, code="invalid_value") from None
     return grammar
 
 

@@ -217,6 +217,20 @@ def test_short_texts_do_not_fill_the_cache_that_long_ones_share() -> None:
     assert {s.tokens[0] for s in m.pool.cached.values()} == {1000, *range(95, 100)}
 
 
+def test_many_running_texts_do_not_pay_for_short_ended_ones_but_share_them_first() -> None:
+    m = Machine(n_cells=8192, n_seqs=200, n_slots=16, n_batch=512)
+    long, short = list(range(1000, 2000)), list(range(3000, 3050))
+    m.add(long, 0)
+    m.add(short, 0)
+    m.run()
+    tasks = [m.add([*short, i], 8) for i in range(8)]
+    m.step()
+    assert [t.n_cached for t in tasks] == [50] * 8
+    assert [s.n_computed for s in m.pool.cached.values()] == [1000]
+    m.run()
+    assert {s.n_computed for s in m.pool.cached.values()} == {1000, 59}  # the last ones to end had little company
+
+
 def test_too_many_texts_for_the_cells_are_pushed_out_and_end_all_the_same() -> None:
     m = Machine(n_cells=100, n_slots=4)
     tasks = [m.add([10 * i + 2, 3], 80) for i in range(4)]
