@@ -11,7 +11,8 @@ from typing import Any
 from llama_cpp.llama_grammar import SchemaConverter
 
 from ropebend.errors import RopebendError
-from ropebend.server.schemas import ESCAPED_CLASS, followed
+from ropebend.server.ranges import integers, numbers
+from ropebend.server.schemas import ESCAPED_CLASS, bounds, followed
 
 
 class _Converter(SchemaConverter):  # type: ignore[misc] # llama_cpp has no types
@@ -25,8 +26,11 @@ class _Converter(SchemaConverter):  # type: ignore[misc] # llama_cpp has no type
         """The name of the rule for `schema`."""
         try:
             schema = followed(schema)
+            bounded = _bounded(schema) if schema.get("type") in ("integer", "number") else None
         except RopebendError as e:
             raise RopebendError(f"{str(e)[:200]} (in {name[-100:]})") from None
+        if bounded is not None:
+            return self._add_rule(name, f"({bounded}) space")
         return str(super().visit(schema, name))
 
     def _format_literal(self, literal: str) -> str:
@@ -62,6 +66,17 @@ class _Converter(SchemaConverter):  # type: ignore[misc] # llama_cpp has no type
             rule = self._rule_of_ref[ref] = self._add_rule(name, ref)  # named first: it may refer to itself
             self._rules[rule] = self.visit(self._refs[ref], rule)
         return self._rule_of_ref[ref]
+
+
+def _bounded(schema: dict[str, Any]) -> str | None:
+    """GBNF for an integer or number with bounds, None if it has none."""
+    within = bounds(schema)
+    if within is None:
+        return None
+    rule = (integers if schema["type"] == "integer" else numbers)(within)
+    if not rule:
+        raise RopebendError("the JSON schema cannot be used: there is no number within the bounds")
+    return rule
 
 
 def _target(schema: Any, ref: str) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from typing import Any
 
 from ropebend.errors import RopebendError
+from ropebend.server.ranges import MAX_DIGITS, Bounds
 
 #: Keywords that demand nothing of a value; those that begin with x- do not either.
 _ANNOTATIONS = frozenset(["$schema", "$id", "$comment", "$anchor", "$defs", "definitions", "title", "description"])
@@ -14,13 +17,16 @@ _ANNOTATIONS |= {"default", "example", "examples", "deprecated", "readOnly", "wr
 #: Keywords that stand alone in the converter: whatever is beside them is left out.
 _ALONE = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
 
+#: Keywords that bound a number, which `grammars` follows by itself.
+_BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+
 #: What else the converter follows, by the type it is about.
 _KEYWORDS: dict[str, tuple[str, ...]] = {
     "object": ("properties", "required", "additionalProperties"),
     "array": ("items", "prefixItems", "minItems", "maxItems"),
     "string": ("pattern", "format", "minLength", "maxLength"),
-    "number": (),
-    "integer": (),
+    "number": _BOUNDS,
+    "integer": _BOUNDS,
     "boolean": (),
     "null": (),
 }
@@ -85,7 +91,7 @@ def _typed(s: dict[str, Any]) -> dict[str, Any]:
     if type_ not in _KEYWORDS:
         raise _unsupported(f"type {type_!r}")
     s = {k: s[k] for k in _KEYWORDS[type_] if k in s}
-    checked = {"object": _object, "array": _array, "string": _string}.get(type_)
+    checked = {"object": _object, "array": _array, "string": _string, "number": _number}.get(type_)
     return {"type": type_, **(checked(s) if checked is not None else s)}
 
 
@@ -118,6 +124,26 @@ def _string(s: dict[str, Any]) -> dict[str, Any]:
     if s.get("minLength", 0) > s.get("maxLength", float("inf")):
         raise _unsupported(f"minLength {s['minLength']} and maxLength {s['maxLength']}")
     return {"pattern": _plain_pattern(s["pattern"])} if "pattern" in s else s
+
+
+def _number(s: dict[str, Any]) -> dict[str, Any]:
+    fractional = next((k for k, v in s.items() if isinstance(v, float) and not v.is_integer()), None)
+    if fractional is not None:
+        raise _unsupported(f"{fractional} {s[fractional]}, not a whole number,")
+    return s
+
+
+def bounds(s: dict[str, Any]) -> Bounds | None:
+    """The bounds of a number or an integer, None if it has none.  RopebendError if they cannot be used."""
+    given = {k: s[k] for k in _BOUNDS if k in s}
+    for k, v in given.items():
+        if isinstance(v, bool) or not abs(v) < 10**MAX_DIGITS:
+            raise _unsupported(f"{k} {json.dumps(v)}")
+    # more than 0.5 of an integer is 1 or more; of two bounds the narrower one counts
+    lows = [(math.ceil(v), k == "exclusiveMinimum" and v == math.ceil(v)) for k, v in given.items() if k in _BOUNDS[:2]]
+    highs = [(math.floor(v), k == "maximum" or v != math.floor(v)) for k, v in given.items() if k in _BOUNDS[2:]]
+    (low, beyond_low), (high, reaches_high) = max(lows, default=(None, False)), min(highs, default=(None, True))
+    return Bounds(low, high, beyond_low, not reaches_high) if given else None
 
 
 def _plain_pattern(pattern: str) -> str:

@@ -11,13 +11,14 @@ from typing import Any
 import llama_cpp.llama_cpp as lib
 import openai
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ropebend.errors import RopebendError
 from ropebend.model import Model
-from ropebend.server import grammars
+from ropebend.server import grammars, ranges
 from ropebend.server.chat import ChatTemplate
+from ropebend.server.ranges import Bounds
 from ropebend.server.sampling import Sampler, Sampling
 from ropebend.server.tools import Call, ToolStream, parse
 
@@ -275,6 +276,49 @@ def test_a_schema_may_refer_to_itself(accepts: Accepts) -> None:
     assert not accepts(calls, '{"name": "f", "arguments": {"b": {"c": 1}}}')
 
 
+BOUND = st.none() | st.integers(-1200, 1200) | st.integers(-3, 3)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.builds(Bounds, BOUND, BOUND, st.booleans(), st.booleans()), st.data())
+def test_ranges_are_exactly_the_numbers_within_the_bounds(b: Bounds, data: st.DataObject) -> None:
+    def within(x: float) -> bool:
+        above = b.low is None or (x > b.low if b.beyond_low else x >= b.low)
+        return above and (b.high is None or (x < b.high if b.below_high else x <= b.high))
+
+    near = [n + i for n in (b.low, b.high, 0) if n is not None for i in (-1, 0, 1)]
+    for n in [*near, *data.draw(st.lists(st.integers(-1500, 1500), max_size=20))]:
+        assert matches(ranges.integers(b), str(n)) is within(n)
+        for text in (str(n), f"{n}.0", f"{n}.000", f"{n}.01", f"{n}.5", "0.25", "-0.25"):
+            assert matches(ranges.numbers(b), text) is within(float(text)), text
+
+
+def matches(gbnf: str, text: str) -> bool:
+    """Whether a regular expression of the same alternatives matches; there are only literals, classes and counts."""
+    literal = re.compile(r'"([^"]*)"')
+    pattern = literal.sub(lambda m: f"(?:{re.escape(m[1])})", gbnf).replace(" ", "")
+    return bool(gbnf) and re.fullmatch(pattern, text) is not None
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        ({"type": "integer", "minimum": 100, "maximum": 120}, ["100", "120"], ["99", "121", "1e2", "110.0"]),
+        ({"type": "integer", "exclusiveMinimum": -2.5, "maximum": 9.5}, ["-2", "0", "9"], ["-3", "10"]),
+        ({"type": "integer", "minimum": 5, "exclusiveMinimum": 5}, ["6", "1234567890123456"], ["5", "-6"]),
+        ({"type": "number", "minimum": 0.0, "maximum": 1}, ["0", "0.75", "1.0"], ["1.01", "-0.5", "2"]),
+        ({"type": "number", "exclusiveMinimum": 0}, ["0.001", "12.5"], ["0", "0.0"]),
+        ({"minimum": 3}, ["3", "3.5"], ["2", '"3"']),
+        ({"type": ["integer", "null"], "minimum": 1}, ["1", "null"], ["0"]),
+        ({"type": "array", "items": {"type": "integer", "maximum": -1}}, ["[-1, -20]"], ["[0]"]),
+    ],
+    ids=str,
+)
+def test_bounds_of_numbers_hold(accepts: Accepts, schema: dict[str, Any], right: list[str], wrong: list[str]) -> None:
+    grammar = grammars.from_schema(schema)
+    assert [accepts(grammar, text) for text in (*right, *wrong)] == [True] * len(right) + [False] * len(wrong)
+
+
 def test_a_tool_with_a_nested_model_is_called(ask: Any) -> None:
     schema = with_definition({"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"]})
     tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
@@ -293,8 +337,12 @@ def test_a_tool_with_a_nested_model_is_called(ask: Any) -> None:
         {"$ref": "#no"},
         {"properties": 5},
         # what the converter would not follow
-        {"type": "integer", "minimum": 100, "maximum": 120},
-        {"type": "number", "exclusiveMinimum": 0},
+        {"type": "integer", "minimum": 120, "maximum": 100},
+        {"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 4},
+        {"type": "integer", "minimum": 0, "exclusiveMinimum": True},  # an older draft
+        {"type": "integer", "minimum": "0"},
+        {"type": "integer", "maximum": 10**16},
+        {"type": "number", "maximum": 0.5},
         {"type": "integer", "multipleOf": 7},
         {"type": "array", "items": {}, "uniqueItems": True},
         {"type": "array", "contains": {"type": "integer"}},
@@ -314,7 +362,7 @@ def test_a_tool_with_a_nested_model_is_called(ask: Any) -> None:
         {"type": "array", "prefixItems": [{}], "minItems": 2},
         {"type": "array", "items": False},
         {"type": "object", "properties": {"a": False}},
-        {"type": "object", "properties": {"a": {"type": "integer", "minimum": 1}}},
+        {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 1}}},
         {"$ref": "#/$defs/a", "minLength": 1, "$defs": {"a": {"type": "string"}}},
         {"anyOf": [{"type": "object"}], "required": ["a"]},
         {"anyOf": []},
@@ -329,8 +377,8 @@ def test_schemas_that_cannot_be_used(schema: dict[str, Any]) -> None:
 
 
 def test_the_error_says_where_in_the_schema() -> None:
-    schema = {"properties": {"p": {"$ref": "#/$defs/P"}}, "$defs": {"P": {"properties": {"age": {"minimum": 0}}}}}
-    with pytest.raises(RopebendError, match=r"minimum is not supported \(in ref-0-P-age\)"):
+    schema = {"properties": {"p": {"$ref": "#/$defs/P"}}, "$defs": {"P": {"properties": {"age": {"multipleOf": 2}}}}}
+    with pytest.raises(RopebendError, match=r"multipleOf is not supported \(in ref-0-P-age\)"):
         grammars.from_schema(schema)
 
 
