@@ -44,6 +44,7 @@ class Pooling(str, Enum):
     """What an embedding is made of."""
 
     mean = "mean"
+    cls = "cls"
     last = "last"
 
 
@@ -176,9 +177,13 @@ def serve(
         bool, typer.Option("--no-scaling", envvar="ROPEBEND_NO_SCALING", help="Run unscaled, whatever the file says.")
     ] = False,
     pooling: Annotated[
-        Pooling,
-        typer.Option(envvar="ROPEBEND_POOLING", help="What an embedding is: the mean over all tokens or the last."),
-    ] = Pooling.mean,
+        Pooling | None,
+        typer.Option(
+            envvar="ROPEBEND_POOLING",
+            help="What an embedding is: the mean over all tokens, the first (cls) or the last one.",
+            show_default="what the file says, else mean",
+        ),
+    ] = None,
     queue_size: Annotated[
         int,
         typer.Option(
@@ -223,7 +228,7 @@ def serve(
         type_v=cache_type_v.value,
         factors=factors,
         no_scaling=no_scaling,
-        pooling=pooling.value,
+        pooling=pooling.value if pooling is not None else None,
         queue_size=queue_size,
     )
     level = log_level.value.upper()

@@ -49,15 +49,18 @@ class Generation:
         return len(self.prompt) + self.max_tokens
 
 
+Pooling = Literal["mean", "cls", "last"]
+
+
 @dataclass(frozen=True)
 class Embed:
     """One text to embed.  1 <= len(prompt) <= n_ctx.
 
-    pooling  "mean" over the hidden states of all tokens, or the "last" one
+    pooling  "mean" over the hidden states of all tokens, the first one ("cls") or the "last" one
     """
 
     prompt: Sequence[int]
-    pooling: Literal["mean", "last"] = "mean"
+    pooling: Pooling = "mean"
     scaled: bool = True
 
     @property

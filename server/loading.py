@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import llama_cpp
 import llama_cpp.llama_cpp as lib
@@ -16,6 +16,7 @@ from ropebend.errors import RopebendError
 from ropebend.model import Context, Model, scaling_for
 from ropebend.model_info import ModelInfo
 from ropebend.scaling import LayerScaling, Plan
+from ropebend.server.jobs import Pooling
 
 log = logging.getLogger("ropebend.server")
 
@@ -33,7 +34,7 @@ class EngineOptions:
     n_gpu_layers  -1: all
     factors       scales to use instead of those in the file
     no_scaling    run unscaled
-    pooling       of embeddings: "mean" or "last"
+    pooling       of embeddings; None: what the file says, else "mean"
     queue_size    jobs that may wait beside n_slots running ones
     """
 
@@ -51,7 +52,7 @@ class EngineOptions:
     type_v: str = "f16"
     factors: Path | None = None
     no_scaling: bool = False
-    pooling: Literal["mean", "last"] = "mean"
+    pooling: Pooling | None = None
     queue_size: int = 64
 
 
@@ -67,6 +68,7 @@ class Facts:
     n_slots     requests computed at once
     n_seqs      sequences in the cache, running or ended
     n_embd      length of an embedding
+    pooling     how it is made of the tokens' hidden states
     add_bos     whether the tokeniser puts BOS before a text
     shares_prefixes  False for models whose cache does not keep every position of a text
     """
@@ -83,6 +85,7 @@ class Facts:
     n_slots: int
     n_seqs: int
     n_embd: int
+    pooling: Pooling
     chat_template: str | None
     bos: str
     eos: str
@@ -151,6 +154,7 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
         n_slots=n_slots,
         n_seqs=n_seqs,
         n_embd=int(lib.llama_model_n_embd(model.handle)),
+        pooling=o.pooling or own_pooling(model),
         chat_template=model.chat_template,
         bos=_special(model, model.bos_token),
         eos=_special(model, model.eos_token),
@@ -179,6 +183,18 @@ def shares_prefixes(model: Model) -> bool:
     # llama.cpp says 0 of deepseek4, although it has a window
     windowed = lib.llama_model_n_swa(m) > 0 or model.info.architecture == "deepseek4"
     return not (recurrent or windowed)
+
+
+def own_pooling(model: Model) -> Pooling:
+    """How the file says that embeddings are made; "mean" if it does not, or of a ranking model."""
+    value = ctypes.create_string_buffer(16)
+    key = f"{model.info.architecture}.pooling_type".encode()
+    lib.llama_model_meta_val_str(model.handle, key, value, len(value))  # leaves it empty if the file has no such key
+    kinds: dict[bytes, Pooling] = {
+        b"%d" % lib.LLAMA_POOLING_TYPE_CLS: "cls",
+        b"%d" % lib.LLAMA_POOLING_TYPE_LAST: "last",
+    }
+    return kinds.get(value.value, "mean")
 
 
 def _special(model: Model, token: int) -> str:

@@ -79,15 +79,14 @@ async def tokenizer_info(request: Request) -> dict[str, Any]:
 
 @router.post("/v1/embeddings")
 async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
-    """Vectors of length 1: the mean of the last layer's hidden states (or the last one, see --pooling)."""
+    """Vectors of length 1: the mean of the last layer's hidden states, or the first or last one (see --pooling)."""
     engine, facts = ready(request)
     scaled = is_scaled(body.model, facts)
     prompts = await run_in_threadpool(prompts_of, body.input, "input", engine, facts)
     for prompt in prompts:
         check_length(len(prompt), 0, facts, "input")
     events = Events()
-    pooling = engine.options.pooling
-    job = engine.submit([Embed(p, pooling, scaled=scaled) for p in prompts], events.put)
+    job = engine.submit([Embed(p, facts.pooling, scaled=scaled) for p in prompts], events.put)
     vectors: dict[int, tuple[float, ...]] = {}
     async with cancelled_on_disconnect(request.receive, job):
         while not isinstance(event := await events.get(), Done):

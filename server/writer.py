@@ -180,8 +180,10 @@ class EmbeddingWriter:
             self._sum[:] = 0
         if self.request.pooling == "mean":
             self._sum += rows.sum(axis=0, dtype=np.float64)
-        else:
+        elif self.request.pooling == "last":
             self._sum[:] = rows[-1]
+        elif start == 0:
+            self._sum[:] = rows[0]
         if last:
             length = float(np.linalg.norm(self._sum))
             if not 0 < length < np.inf:

@@ -218,10 +218,15 @@ def test_embeddings_are_the_mean_of_the_hidden_states_whatever_runs_beside(
     a.engine.submit([Generation(QUESTIONS[1], 60, GREEDY)], listen("text"))
     a.engine.submit([Embed(QUESTIONS[0])], listen("mean"))
     a.engine.submit([Embed(QUESTIONS[0], "last")], listen("last"))
-    for _ in range(3):
+    a.engine.submit([Embed(QUESTIONS[0], "cls")], listen("cls"))
+    for _ in range(4):
         assert done.acquire(timeout=60)
     text = bytes(t - 3 for t in QUESTIONS[0]).decode()
-    for name, kind in (("mean", llama_cpp.LLAMA_POOLING_TYPE_MEAN), ("last", llama_cpp.LLAMA_POOLING_TYPE_LAST)):
+    for name, kind in (
+        ("mean", llama_cpp.LLAMA_POOLING_TYPE_MEAN),
+        ("cls", llama_cpp.LLAMA_POOLING_TYPE_CLS),
+        ("last", llama_cpp.LLAMA_POOLING_TYPE_LAST),
+    ):
         llama = llama_cpp.Llama(
             str(models["plain"]), embedding=True, pooling_type=kind, n_ctx=512, n_threads=1, type_k=0, type_v=0,
             verbose=False,
@@ -237,11 +242,16 @@ def test_embeddings_are_the_mean_of_the_hidden_states_whatever_runs_beside(
 
 
 def test_embeddings_of_a_file_that_carries_a_pooling_type(load: Callable[..., Answers], tmp_path: Path) -> None:
-    kinds = {"none": {}, "last": {"llama.pooling_type": int(llama_cpp.LLAMA_POOLING_TYPE_LAST)}}
+    kinds = {"mean": {}, "last": {"llama.pooling_type": int(llama_cpp.LLAMA_POOLING_TYPE_LAST)}}
     vectors = []
     for name, fields in kinds.items():
         a = load(write_llama(tmp_path / f"{name}.gguf", fields=fields))
         vectors.append(_embed(a.engine, [5, 6, 7], "mean"))
+        assert a.engine.facts is not None
+        assert a.engine.facts.pooling == name
+        overruled = load(tmp_path / f"{name}.gguf", pooling="cls")
+        assert overruled.engine.facts is not None
+        assert overruled.engine.facts.pooling == "cls"
     assert np.linalg.norm(vectors[0]) == pytest.approx(1)
     assert vectors[1] == pytest.approx(vectors[0], abs=1e-6)
 
