@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ropebend.errors import RopebendError, UsageError
 from ropebend.files import write_json
 from ropebend.scaling import LayerScaling
-from ropebend.search.origin import file_digest, versions
+from ropebend.search.origin import model_digest, versions
 from ropebend.search.run import Listener, Outcome, run_search
 from ropebend.search.spec import PLACE, SearchSpec
 from ropebend.search.verdict import compare
@@ -28,7 +28,7 @@ def start(folder: Path, spec: SearchSpec, *, force: bool = False) -> SearchSpec:
     spec = spec.model_copy(update={"model": str(Path(spec.model).absolute())})
     config = {
         "format": FORMAT,
-        "model_sha256": file_digest(spec.model),
+        "model_sha256": model_digest(spec.model),
         "versions": versions(),
         "search": spec.model_dump(mode="json"),
     }
@@ -62,7 +62,7 @@ def resume(folder: Path) -> tuple[SearchSpec, list[str]]:
         raise RopebendError(f"{path}: {e.strerror}; is {folder} the folder of a search?") from None
     except (ValueError, KeyError, TypeError, ValidationError) as e:
         raise RopebendError(f"{path}: not a search's configuration: {e}") from None
-    if file_digest(spec.model) != digest:
+    if model_digest(spec.model) != digest:
         raise RopebendError(f"{spec.model}: is not the file any more that this search was begun with")
     changed = [f"{k} {then.get(k)} then, {v} now" for k, v in versions().items() if then.get(k) != v]
     return spec, changed

@@ -24,15 +24,19 @@ def versions() -> dict[str, str]:
     return {"ropebend": ropebend.__version__, "llama_cpp_python": llama_cpp.__version__, "numpy": np.__version__}
 
 
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, hex.  Raises RopebendError if it cannot be read."""
+def model_digest(path: str | Path) -> str:
+    """SHA-256 of a model file, hex; of a split one all parts, one after the other.
+
+    Raises RopebendError if a file cannot be read.
+    """
     digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
-    except OSError as e:
-        raise RopebendError(f"{path}: {e.strerror}") from None
+    for part in _parts(Path(path)):
+        try:
+            with open(part, "rb") as f:
+                while block := f.read(1 << 20):
+                    digest.update(block)
+        except OSError as e:
+            raise RopebendError(f"{part}: {e.strerror}") from None
     return digest.hexdigest()
 
 

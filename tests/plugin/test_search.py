@@ -128,6 +128,13 @@ def test_resuming_refuses_what_is_not_the_same(tmp_path: Path) -> None:
     model.write_bytes(Path(NEEDLE).read_bytes() + b"x")
     with pytest.raises(RopebendError, match="not the file any more"):
         run_folder.resume(tmp_path)
+    parts = [tmp_path / f"m-{i:05}-of-00002.gguf" for i in (1, 2)]
+    parts[0].write_bytes(Path(NEEDLE).read_bytes())
+    parts[1].write_bytes(b"x")
+    run_folder.start(tmp_path / "split", spec(model=str(parts[0])))
+    parts[1].write_bytes(b"y")
+    with pytest.raises(RopebendError, match="not the file any more"):
+        run_folder.resume(tmp_path / "split")
     (tmp_path / "config.json").write_text('{"format": "x"}')
     with pytest.raises(RopebendError, match="not a search's configuration"):
         run_folder.resume(tmp_path)
