@@ -112,7 +112,8 @@ def throughput(urls: dict[str, str], words: Words, clients: int, rounds: int, pe
     for i in range(rounds + 1):
         for name in turns(urls, i):
             slow = name == "llama_cpp.server"  # one at a time: a few requests tell its speed
-            prompts = [words.text(24) for _ in range(clients * (1 if slow else per_client))]
+            n = max(clients if slow else clients * per_client, 12)
+            prompts = [words.text(24) for _ in range(n)]
             before = {k: metric(urls[name], k) for k in spent}
             seconds, tokens = asyncio.run(closed_loop(urls[name], prompts, clients, 64, stream))
             if i > 0:  # the first round warms up
