@@ -20,6 +20,7 @@ CONTROLS = "uniform,line,free,random"
 
 
 def search_command(
+    ctx: typer.Context,
     model: Annotated[Path | None, typer.Argument(help="GGUF model file.", show_default=False)] = None,
     task: o.Task = "kv",
     keys: o.Keys = None,
@@ -61,6 +62,13 @@ def search_command(
     ] = None,
     genome: Annotated[str, typer.Option(help="What is searched: bezier, line, uniform or free.")] = "bezier",
     optimiser: Annotated[str, typer.Option(help="ga, cma or random.")] = "ga",
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            help="factors.json to begin from, e.g. of a search at half the length; the report judges it, too.",
+            show_default=False,
+        ),
+    ] = None,
     controls: Annotated[str, typer.Option(help=f"Searches to compare with: {CONTROLS}, or none.")] = CONTROLS,
     population: Annotated[int, typer.Option(min=2, help="Sets of scales per generation.")] = 16,
     screen: Annotated[int, typer.Option(min=1, help="Items on which every set of scales is measured.")] = 6,
@@ -117,6 +125,7 @@ def search_command(
     if (model is None) == (resume is None):
         raise UsageError("expected a MODEL, or --resume FOLDER, and not both")
     if resume is not None:
+        refuse_without_effect(ctx)
         output, runs = resume, []
         for part in seeds.folders_in(resume) or [resume]:
             spec, changed = folder.resume(part)
@@ -137,10 +146,10 @@ def search_command(
             )  # fmt: skip
             spec = make_spec(
                 model=str(model), task=task, options=options, also=also, transfer=transfer, method=method,
-                factor=factor, factor_range=factor_range, genome=genome, optimiser=optimiser, controls=controls,
-                budget=budget, population=population, screen=screen, finals=finals, test=test, depth_weights=by_depth,
-                worst=worst, seed=each, threads=threads, gpu_layers=n_gpu_layers, batch_size=batch_size,
-                ubatch_size=ubatch_size, flash_attn=flash_attn,
+                factor=factor, factor_range=factor_range, genome=genome, optimiser=optimiser, start=start,
+                controls=controls, budget=budget, population=population, screen=screen, finals=finals, test=test,
+                depth_weights=by_depth, worst=worst, seed=each, threads=threads, gpu_layers=n_gpu_layers,
+                batch_size=batch_size, ubatch_size=ubatch_size, flash_attn=flash_attn,
             )  # fmt: skip
             specs.append(with_place(spec, executor, workers, ray_address))
         o.check_writable(output / "factors.json")
@@ -165,12 +174,23 @@ def search_command(
         print(f"\nwrote {output / 'report.html'}")
 
 
+def refuse_without_effect(ctx: typer.Context) -> None:
+    """Raise UsageError for a flag that a search which was begun does not listen to."""
+    heard = {"resume", "executor", "workers", "ray_address"}
+    for parameter in ctx.command.params:
+        source = ctx.get_parameter_source(parameter.name or "")
+        if parameter.name not in heard and source is not None and source.name == "COMMANDLINE":
+            flag = max(parameter.opts, key=len)
+            raise UsageError(f"{flag} has no effect on --resume: the search goes on as it was begun")
+
+
 def make_spec(
     *, task: str, options: dict[str, Any], also: list[str] | None, transfer: list[str] | None, method: str,
-    factor: float, factor_range: str | None, genome: str, optimiser: str, controls: str, finals: str, **rest: Any,
+    factor: float, factor_range: str | None, genome: str, optimiser: str, start: Path | None, controls: str,
+    finals: str, **rest: Any,
 ) -> SearchSpec:  # fmt: skip
     """Read what the flags say.  Raises UsageError naming the flag."""
-    from ropebend.scaling import METHODS
+    from ropebend.scaling import METHODS, LayerScaling
     from ropebend.search.budget import Budget
     from ropebend.search.optimisers import OPTIMISERS
     from ropebend.search.space import SPACES
@@ -196,11 +216,18 @@ def make_spec(
     except ValueError:
         raise UsageError(f"--finals: expected SETSxITEMS such as 24x24 or 32x32,4x100, got {finals!r}") from None
     Budget.parse(rest["budget"])
+    scales = None
+    if start is not None:
+        begin = LayerScaling.load(start)
+        if (begin.rope.method, begin.rope.factor) != (method, factor):
+            rope = begin.rope
+            raise UsageError(f"--start: {start} is for --method {rope.method} --factor {rope.factor:g}; give the same")
+        scales = begin.layer_scale
     tasks = [TaskSpec(name=task, options=options), *map(TaskSpec.parse, also or [])]
     others = [*map(TaskSpec.parse, transfer or [])]
     return SearchSpec(
         tasks=tuple(tasks), transfer=tuple(others), method=method, factor=factor, factor_range=low_high,
-        genome=genome, optimiser=optimiser, controls=names, finals=stages, **rest,
+        genome=genome, optimiser=optimiser, start=scales, controls=names, finals=stages, **rest,
     )  # fmt: skip
 
 

@@ -6,15 +6,16 @@
         optimiser.tell([score(c) for c in candidates])
     optimiser.best.candidate.scales
 
-All start alike: with all ones and some uniform scales, then with ramps and single-layer bumps around the best of them,
-because a search that starts at random does worse than the best uniform scale.  Scores are maximised, and no candidate
-is asked for twice.
+All start alike: with all ones, some uniform scales and those to start from, if any; then with ramps and single-layer
+bumps around the best uniform one, because a search that starts at random does worse than it.  Scores are maximised, and
+no candidate is asked for twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cmaes
 import numpy as np
@@ -38,15 +39,19 @@ class Optimiser:
 
     population      candidates per generation
     uniform_scales  tried first
+    start           scales per layer tried first, too, and then stretched: what another search has found
     """
 
     name: str
 
-    def __init__(self, space: Space, *, seed: int = 0, population: int = 16, uniform_scales: Sequence[float] = ()):
+    def __init__(
+        self, space: Space, *, seed: int = 0, population: int = 16, uniform_scales: Sequence[float] = (),
+        start: Sequence[float] | None = None,
+    ):  # fmt: skip
         if population < 2:
             raise RopebendError(f"population: expected 2 or more, got {population}")
         self.space, self.population = space, population
-        self.uniform_scales = tuple(uniform_scales)
+        self.uniform_scales, self.start = tuple(uniform_scales), start
         self.generation = 0
         self.n_repeated = 0  # genomes drawn that stood for a candidate asked for before
         self.rng = np.random.default_rng(seed)
@@ -107,19 +112,23 @@ class Optimiser:
         """Called when scores have come in."""
 
     def _seeds(self) -> list[Genome]:
-        space = self.space
+        space, start = self.space, self.start
         if self.generation == 0:
-            return [(space.uniform(s), "ones" if s == 1 else f"uniform {s:g}") for s in (1.0, *self.uniform_scales)]
-        base = self.best.candidate.scales[0]
+            first = [(space.uniform(s), "ones" if s == 1 else f"uniform {s:g}") for s in (1.0, *self.uniform_scales)]
+            return first if start is None else [*first, (space.near(start), "start")]
+        base = next(s.candidate.scales[0] for _, s in self._ranked if len(set(s.candidate.scales)) == 1)
         rise = max(base - 1.0, 0.5)
         seeds: list[Genome] = [(space.uniform(base * k), f"uniform {base * k:g}") for k in (0.94, 0.97, 1.03, 1.06)]
         for low, high in ((1.0, base + rise), (base, base + rise), (1.0, base)):
             seeds += [(space.ramp(low, high), "ramp up"), (space.ramp(high, low), "ramp down")]
         for layer in np.unique(np.linspace(0, space.n_layer - 1, min(space.n_layer, 8)).round().astype(int)):
-            for start, height, origin in ((1.0, rise, "bump"), (base, -rise, "dip")):
-                genes = space.bump(start, height, int(layer))
+            for level, height, origin in ((1.0, rise, "bump"), (base, -rise, "dip")):
+                genes = space.bump(level, height, int(layer))
                 if genes is not None and (origin == "bump" or base > 1.0):
                     seeds.append((genes, f"{origin} at {layer}"))
+        if start is not None:
+            stretched = {k: space.near([1 + k * (s - 1) for s in start]) for k in (0.7, 1.4, 2.0)}
+            seeds += [(genes, f"start stretched {k:g} times") for k, genes in stretched.items()]
         return seeds
 
 
@@ -179,8 +188,8 @@ class CMAES(Optimiser):
 
     name = "cma"
 
-    def __init__(self, space: Space, *, seed: int = 0, population: int = 16, uniform_scales: Sequence[float] = ()):
-        super().__init__(space, seed=seed, population=population, uniform_scales=uniform_scales)
+    def __init__(self, space: Space, *, seed: int = 0, **more: Any):
+        super().__init__(space, seed=seed, **more)
         self._seed = seed
         self._cma: cmaes.CMA | None = None
         self._sampled: list[Genes] = []
@@ -214,10 +223,8 @@ class CMAES(Optimiser):
 OPTIMISERS: dict[str, type[Optimiser]] = {o.name: o for o in (GeneticSearch, CMAES, RandomSearch)}
 
 
-def make_optimiser(
-    name: str, space: Space, *, seed: int = 0, population: int = 16, uniform_scales: Sequence[float] = ()
-) -> Optimiser:
-    """The optimiser called `name`.  Raises RopebendError if there is none."""
+def make_optimiser(name: str, space: Space, **more: Any) -> Optimiser:
+    """The optimiser called `name`; more: see `Optimiser`.  Raises RopebendError if there is none."""
     if name not in OPTIMISERS:
         raise RopebendError(f"optimiser: expected one of {', '.join(OPTIMISERS)}, got {name!r}")
-    return OPTIMISERS[name](space, seed=seed, population=population, uniform_scales=uniform_scales)
+    return OPTIMISERS[name](space, **more)

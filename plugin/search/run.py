@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ropebend.errors import RopebendError
 from ropebend.evaluate import Evaluation
 from ropebend.model import check_supported
 from ropebend.model_info import ModelInfo
@@ -88,7 +89,8 @@ class Found:
 class Outcome:
     """All searches (the main one last) and, unless interrupted, how their winners do on items never seen.
 
-    tests  name of the scales ("unscaled", then the searches') -> an evaluation per task: the objective's, then transfer
+    tests  name of the scales ("unscaled", "start" if there are some, then the searches') -> an evaluation per task: the
+           objective's, then transfer
     """
 
     spec: SearchSpec
@@ -130,11 +132,13 @@ class Listener:
 def run_search(spec: SearchSpec, log: Path | None = None, listener: Listener | None = None) -> Outcome:
     """Search as the spec says.  What `log` holds counts as measured, so a killed run goes on where it was.
 
-    Ctrl-C ends it early with what is there.  Raises RopebendError if the model cannot take scales, or if a task has
-    too few items.
+    Ctrl-C ends it early with what is there.  Raises RopebendError if the model cannot take scales, if `spec.start` does
+    not fit it, or if a task has too few items.
     """
     listener = listener or Listener()
     info = ModelInfo.read(spec.model)
+    if spec.start is not None and (len(spec.start) != info.n_layer or min(spec.start) < 1):
+        raise RopebendError(f"start: expected {info.n_layer} scales, none below 1, got {list(spec.start)}")
     objective = spec.objective()
     tasks = (*(t.task for t in objective.terms), *(t.make() for t in spec.transfer))
     with open_measurer(spec, info, objective, tasks, spec.n_search + spec.test, log, listener) as measurer:
@@ -215,7 +219,8 @@ class _Run:
         if budget.unit == "evaluations":
             n_search = int(budget.amount) * spec.screen
             n_search += UNIFORM_BUDGET * spec.screen if "uniform" in spec.controls else 0
-        n_late = n_searches * sum(n * k for n, k in spec.finals) + (n_searches + 1) * spec.test * len(self.tasks)
+        n_judged = n_searches + 1 + (spec.start is not None)
+        n_late = n_searches * sum(n * k for n, k in spec.finals) + n_judged * spec.test * len(self.tasks)
         cost = Cost(tokens, seconds / measurer.executor.n_workers, n_search, n_late, measurer.lengths[0])
         if budget.unit == "seconds":  # finals and tests have their part of it, but never more than half
             self.searches_end = time.monotonic() + max(budget.amount - cost.late_seconds, budget.amount / 2)
@@ -226,10 +231,12 @@ class _Run:
         spec = self.spec
         grid = uniform_grid(stretch)
         space = make_space(
-            genome, self.info.n_layer, max_scale=max(MAX_SCALE, grid[-1]), factor=spec.factor,
+            genome, self.info.n_layer, max_scale=max(MAX_SCALE, grid[-1], *(spec.start or ())), factor=spec.factor,
             factor_range=spec.factor_range,
         )  # fmt: skip
-        return make_optimiser(name, space, seed=spec.seed, population=spec.population, uniform_scales=grid)
+        return make_optimiser(
+            name, space, seed=spec.seed, population=spec.population, uniform_scales=grid, start=spec.start
+        )
 
     def _search(self, name: str, optimiser: Optimiser) -> None:
         """Generations until this search's share of the budget is spent."""
@@ -290,11 +297,14 @@ class _Run:
 
     def _test(self) -> None:
         items = range(self.spec.n_search, self.spec.n_search + self.spec.test)
-        names = ["unscaled", *self.found]
-        candidates = [None, *(f.best.candidate for f in self.found.values())]
+        judged: dict[str, Candidate | None] = {"unscaled": None}
+        if self.spec.start is not None:
+            judged["start"] = Candidate(self.spec.start, self.spec.factor)
+        judged |= {name: f.best.candidate for name, f in self.found.items()}
+        candidates = [*judged.values()]
         self.listener.stage("test", len(set(candidates)) * len(self.tasks) * len(items))
         rows = self.measurer.rows(
             candidates, range(len(self.tasks)), items, full=True, on_item=lambda n: self.listener.items("test", n)
         )
-        for name, by_task in zip(names, rows, strict=True):
+        for name, by_task in zip(judged, rows, strict=True):
             self.tests[name] = [Evaluation.of(t, r) for t, r in zip(self.tasks, by_task, strict=True)]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import least_squares
 
 from ropebend.bezier import layer_scales
 from ropebend.errors import RopebendError
@@ -100,6 +101,20 @@ class Space:
     def bump(self, base: float, height: float, layer: int) -> Genes | None:
         """A genome that stands at base + height in one layer and near the base elsewhere, where this kind can."""
         raise NotImplementedError
+
+    def near(self, scales: Sequence[float]) -> Genes:
+        """The genome whose scales are nearest to these, by least squares."""
+        last = self.n_layer - 1
+        guess = self._values(np.interp(np.linspace(0, last, 4), range(self.n_layer), scales).tolist())
+        n = len(guess)
+        # of a single layer every x is 0, and scipy wants room
+        low, high, spread = self.low[:n], np.maximum(self.high, self.low + 1e-3)[:n], np.maximum(self.spread, 1e-3)[:n]
+        found = least_squares(
+            lambda genes: self._scales(genes)[0] - np.asarray(scales),
+            np.clip(guess, low + 1e-6, high - 1e-6), bounds=(low, high), x_scale=spread,
+            diff_step=0.01,  # smaller ones drown in the rounding of the genes
+        )  # fmt: skip
+        return self._with_factor(found.x.tolist())
 
     def newcomer(self, rng: np.random.Generator) -> Genes:
         """A genome drawn from the whole space."""

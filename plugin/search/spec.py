@@ -60,6 +60,7 @@ class SearchSpec(_Strict):
     screen    items on which every candidate is measured
     finals    (candidates, items) in turn: so many of the best are measured on so many items
     test      items on which the winners are judged; never seen before
+    start     scales per layer that every search tries first: what another search has found, say at half the length
     controls  "uniform", "line", "free", "random": what the result is compared with
     executor  "local": `workers` processes (None: 1) that share `threads`; "ray": actors of the cluster at `ray_address`
               (None: see `ray.init`), `workers` of them (None: as many as fit) with `threads` each
@@ -73,6 +74,7 @@ class SearchSpec(_Strict):
     factor_range: tuple[float, float] | None = None
     genome: str = "bezier"
     optimiser: str = "ga"
+    start: tuple[float, ...] | None = None
     controls: tuple[str, ...] = CONTROLS
     budget: str = "400"
     population: int = 16

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from ropebend import LayerScaling, UsageError
 from ropebend import evaluate as evaluate_module
 from ropebend.cli import app
+from ropebend.scaling import RopeMethod
+from ropebend.search import folder as run_folder
 
 NEEDLE = str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf")
 
@@ -196,6 +198,9 @@ def test_doctor_leaves_out_the_shift_that_llama_cpp_would_abort_in(tmp_path: Pat
         (["search", NEEDLE, "--finals", "5"], 2, "--finals: expected SETSxITEMS"),
         (["search", NEEDLE, "--controls", "x"], 2, "--controls: expected one of uniform, line, free, random"),
         (["search", NEEDLE, "--genome", "x"], 2, "--genome: expected one of bezier"),
+        (["search", NEEDLE, "--start", "two.json"], 1, "start: expected 6 scales, none below 1, got [1.0, 2.0]"),
+        (["search", NEEDLE, "--start", "yarn.json"], 2, "--start: yarn.json is for --method yarn --factor 2; give the"),
+        (["search", NEEDLE, "--start", "none.json"], 1, "none.json: No such file"),
         (["search", NEEDLE, "--optimiser", "x"], 2, "--optimiser: expected one of ga, cma, random"),
         (["search", NEEDLE, "--also", "kv:keys"], 2, "expected NAME:option=value"),
         (["search", NEEDLE, "--method", "ntk", "--factor-range", "2,4"], 2, "--factor-range: expected LOW,HIGH"),
@@ -226,7 +231,21 @@ def test_doctor_leaves_out_the_shift_that_llama_cpp_would_abort_in(tmp_path: Pat
 def test_mistakes_are_named(tmp_path: Path, args: list[str], code: int, message: str) -> None:
     (tmp_path / "bad.json").write_text("nothing")
     (tmp_path / "two.json").write_text("[1, 2]")
+    LayerScaling((1.0,) * 6, rope=RopeMethod("yarn", 2.0)).save(tmp_path / "yarn.json")
     assert message in " ".join(ropebend(*args, cwd=tmp_path, code=code).stderr.split())
+
+
+def test_a_search_goes_on_from_what_another_has_found(tmp_path: Path) -> None:
+    found = LayerScaling((1.0, 2.5, 2.25, 1.75, 1.25, 1.0))
+    found.save(tmp_path / "found.json")
+    args = ["search", NEEDLE, "--keys", 6, "--depths", "0,1", "--budget", 20, "--population", 6, "--screen", 1]
+    args += ["--finals", "3x2", "--test", 2, "--controls", "none", "-t", 1, "--start", "found.json", "-o", "run"]
+    assert "\nstart   " in ropebend(*args, cwd=tmp_path).stdout
+    assert run_folder.resume(tmp_path / "run")[0].start == found.layer_scale
+    log = (tmp_path / "run" / "evaluations.jsonl").read_text()
+    assert json.dumps(list(found.layer_scale)) in log
+    refused = ropebend("search", "--resume", "run", "--budget", 40, cwd=tmp_path, code=2).stderr
+    assert "--budget has no effect on --resume" in refused
 
 
 def test_flags_without_effect_are_refused() -> None:

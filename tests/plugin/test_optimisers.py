@@ -95,6 +95,28 @@ def test_it_starts_with_all_ones_and_uniform_scales_then_around_the_best_of_them
     assert {"uniform", "ramp", "bump", "dip"} <= {c.origin.split()[0] for c in optimiser.ask()}
 
 
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_it_starts_from_given_scales_and_stretches_them(optimiser: str) -> None:
+    start = (1.0, 1.8, 2.6, 2.4, 1.6, 1.2)
+    o = make_optimiser(optimiser, make_space("bezier", 6), uniform_scales=(1.5, 2.0), start=start)
+    first = o.ask()
+    assert np.abs(np.subtract(first[-1].scales, start)).max() < 0.1
+    o.tell([bowl([2.0, *start[1:]])(c) for c in first])
+    stretched = [c for c in o.ask() if c.origin.startswith("start stretched")]
+    assert [c.scales[2] > first[-1].scales[2] for c in stretched] == [False, True, True]
+    assert o.best.candidate is first[-1]
+
+
+@pytest.mark.parametrize("genome", SPACES)
+def test_the_genome_nearest_to_its_own_scales_stands_for_them(genome: str) -> None:
+    rng = np.random.default_rng(3)
+    for n_layer in (1, 2, 6, 32):
+        space = make_space(genome, n_layer, factor=2.0, factor_range=(1.0, 4.0))
+        for _ in range(5):
+            wanted = space.express(space.newcomer(rng)).scales
+            assert np.abs(np.subtract(space.express(space.near(wanted)).scales, wanted)).max() <= 0.02
+
+
 @pytest.mark.parametrize("genome", SPACES)
 def test_scales_stay_in_bounds_on_the_grid(genome: str) -> None:
     optimiser = make_optimiser("ga", make_space(genome, 6, max_scale=3.0), uniform_scales=UNIFORM)
