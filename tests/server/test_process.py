@@ -55,6 +55,7 @@ def test_a_blank_key_variable_opens_no_server(
 
 def test_a_port_in_use() -> None:
     with listen("127.0.0.1", 0) as first:
+        assert first.proto == socket.IPPROTO_TCP  # else asyncio leaves Nagle's algorithm on
         port = first.getsockname()[1]
         says = rf"cannot listen on 127\.0\.0\.1:{port}: Address already in use; see --host and --port"
         with pytest.raises(RopebendError, match=says):
