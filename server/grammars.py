@@ -128,7 +128,7 @@ def tool_calls(functions: Sequence[tuple[str, dict[str, Any] | None]], tags: tup
                 "type": "object",
                 "properties": {
                     "name": {"const": name},
-                    "arguments": converter.document(schema or {"type": "object"}, str(i)),
+                    "arguments": converter.document(schema or {"type": "object", "properties": {}}, str(i)),
                 },
                 "required": ["name", "arguments"],
             }

@@ -38,6 +38,13 @@ _PATTERN_PART = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 _ESCAPED = frozenset('"\\') | {chr(i) for i in range(32)}
 ESCAPED_CLASS = r'"\\\x00-\x1F'
 
+#: Escapes of regular expressions in words that the converter knows.  A blank is the only \s that JSON writes as it is.
+_IN_CLASS = {"d": "0-9", "w": "A-Za-z0-9_", "s": " "}
+# As classes, because the converter lets a ? after \( be about all that stands before it.
+_PLAIN_ESCAPES = {f"\\{c}": f"[{c}]" for c in ".-/(){}|*+?"} | {r"\[": r"[\[]", r"\]": r"[\]]"}
+_PLAIN_ESCAPES |= {f"\\{k}": f"[{v}]" for k, v in _IN_CLASS.items()}
+_PLAIN_ESCAPES |= {f"\\{k.upper()}": f"[^{ESCAPED_CLASS}{v}]" for k, v in _IN_CLASS.items()}
+
 _FORMATS = ("date", "time", "date-time", "uuid")
 
 
@@ -147,18 +154,37 @@ def bounds(s: dict[str, Any]) -> Bounds | None:
 
 
 def _plain_pattern(pattern: str) -> str:
-    """The pattern without the characters that would end the JSON string or need an escape in it.
+    """The pattern in words that the converter knows, without what would end the JSON string or need an escape in it.
 
-    The converter takes a pattern as the text between the quotes, so the others must be refused.
+    The converter takes a pattern as the text between the quotes, so such characters must be refused; so are those that
+    it would take for others than they are.
     """
-    parts = _PATTERN_PART.findall(pattern)
+    if not (pattern.startswith("^") and pattern.endswith("$") and not pattern.endswith(r"\$")):
+        raise _unsupported("a pattern that does not begin with ^ and end with $")
+    parts: list[str] = []
+    for part in _PATTERN_PART.findall(pattern[1:-1]):
+        parts.append(part)
+        if parts[-3:] == ["(", "?", ":"]:  # a group all the same
+            del parts[-2:]
     for i, part in enumerate(parts):
-        if part.startswith("[^") and len(part) > 2:
-            parts[i] = f"[^{ESCAPED_CLASS}{part[2:]}"
-        elif (
-            (part[0] == "\\" and part[1:] not in tuple("[]()|{}*+?"))
-            or part in _ESCAPED
-            or (part[0] == "[" and any(re.match(part, c) for c in _ESCAPED))
+        plain = _plain_class(part) if part[0] == "[" else _PLAIN_ESCAPES.get(part, part)
+        if (
+            plain[0] == "\\"
+            or (plain in ("^", "$") or (plain == "?" and i and parts[i - 1] == "("))
+            or plain in _ESCAPED
+            or (plain[0] == "[" and any(re.match(plain, c) for c in _ESCAPED))
         ):
             raise _unsupported(f"{part} in a pattern")
-    return "".join(parts)
+        parts[i] = plain
+    # in parentheses, so that the quotes stand around all of the alternatives
+    return f"^({''.join(parts)})$" if "|" in parts else f"^{''.join(parts)}$"
+
+
+def _plain_class(part: str) -> str:
+    """A class of characters without escapes that GBNF does not know; what is no class of it stays as it is."""
+    inner = re.sub(r"\\([dws./])", lambda m: _IN_CLASS.get(m[1], m[1]), part[1:-1])
+    if r"\-" in inner:
+        inner = inner.replace(r"\-", "") + "-"
+    if inner.startswith("^") and len(inner) > 1:
+        return f"[^{ESCAPED_CLASS}{inner[1:]}]"
+    return f"[{inner}]"

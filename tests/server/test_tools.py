@@ -117,6 +117,17 @@ def test_json_schema(ask: Any) -> None:
     assert got["b"] == "x"
 
 
+def test_json_object_with_a_schema(ask: Any) -> None:
+    content, _, _ = ask(response_format={"type": "json_object", "schema": {"type": "integer", "maximum": 5}})
+    assert json.loads(content) <= 5
+
+
+def test_a_tool_without_parameters_gets_none() -> None:
+    for schema in (None, {}):
+        assert '"{"' in grammars.tool_calls([("f", schema)], ("", ""), several=False)
+        assert "value" not in grammars.tool_calls([("f", schema)], ("", ""), several=False)
+
+
 def test_json_object(ask: Any) -> None:
     content, _, _ = ask(response_format={"type": "json_object"})
     assert re.match(r'\{\s*("|\})', content)
@@ -356,7 +367,9 @@ def test_a_tool_with_a_nested_model_is_called(ask: Any) -> None:
         {"type": "string", "pattern": "^[ -~]$"},  # holds " and \\, which JSON writes in another way
         {"type": "string", "pattern": '^"$'},
         {"type": "string", "pattern": r"^\\$"},
-        {"type": "string", "pattern": r"^\d$"},
+        {"type": "string", "pattern": "a"},
+        {"type": "string", "pattern": "^a$|^b$"},
+        {"type": "string", "pattern": "^(?!a)b$"},
         {"type": "string", "minLength": 3, "maxLength": 2},
         {"type": "array", "minItems": 3, "maxItems": 2},
         {"type": "array", "prefixItems": [{}], "minItems": 2},
@@ -405,6 +418,12 @@ def test_the_error_says_where_in_the_schema() -> None:
         ({"properties": {"\\": {}}, "required": ["\\"]}, [r'{"\\": 1}'], [r'{"\": 1}']),
         ({"pattern": "^.[^a]$"}, ['"né"'], ['"na"', '"""', r'"n\"', '"n\t"']),
         ({"pattern": r"^[a-c]{2}\((x|y)\)?$"}, ['"ab(x"', '"ca(y)"'], ['"dd(x"']),
+        ({"pattern": "^(open)|(closed)$"}, ['"open"', '"closed"'], ['"open', 'closed"', '"openclosed"']),
+        ({"pattern": "^a(?:b|c)?$"}, ['"a"', '"ac"'], ['"abc"', '"a:b"']),
+        ({"pattern": r"^a\(?:b$"}, ['"a(:b"', '"a:b"'], ['"ab"']),
+        ({"pattern": r"^\d+\.\d{2}$"}, ['"12.50"'], ['"12x50"', '"1.5"']),
+        ({"pattern": r"^[\w.\-/]+\-\/\s$"}, ['"a_1.-/-/ "'], ['"a b-/ "', '"é-/ "']),
+        ({"pattern": r"^\D[^\d]\S\W$"}, ['"éab "'], ['"1ab "', '"a1b "', '"ab  "', '"abca"', r'"ab\n "']),
         ({"properties": {"": {"type": "null"}}, "required": [""]}, ['{"": null}'], ["null"]),
     ],
     ids=str,
