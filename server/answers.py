@@ -333,7 +333,8 @@ class EventStream(StreamingResponse):
     """Server-sent events of a job; a client that hangs up cancels it, also while nothing is being sent."""
 
     def __init__(self, content: AsyncIterator[str], job: Job):
-        super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the latter: nginx, too, passes on at once
+        super().__init__(content, media_type="text/event-stream", headers=headers)
         self._job = job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -26,6 +26,12 @@ def _encodable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_encodable)]
 StopText = Annotated[str, Field(min_length=1), AfterValidator(_encodable)]
 
+#: What a factor is that changes nothing.
+Neutral = Annotated[float, Field(ge=1, le=1)]
+
+#: -1 is "until the context is full", as llama.cpp's programs say it.
+MaxTokens = Annotated[int, Field(ge=-1, lt=2**31)]
+
 T = TypeVar("T")
 # One error is enough: a million of them would hold up every other request and take a gigabyte.
 ListOf = Annotated[list[T], Field(fail_fast=True)]
@@ -38,11 +44,12 @@ class _Request(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _one_unknown_is_enough(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or len(value) <= len(cls.model_fields):
+        if not isinstance(value, dict):
             return value
         known = {field.alias or name for name, field in cls.model_fields.items()}
-        unknown = next(key for key in value if key not in known)
-        return {key: value[key] for key in value if key in known or key == unknown}
+        # null asks for nothing
+        unknown = next((key for key in value if key not in known and value[key] is not None), None)
+        return {key: value[key] for key in value if key in known or (unknown is not None and key == unknown)}
 
 
 class StreamOptions(_Request):
@@ -54,10 +61,10 @@ class StreamOptions(_Request):
 
 class _GenerateRequest(_Request):
     model: Text | None = None
-    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    max_tokens: MaxTokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -72,6 +79,16 @@ class _GenerateRequest(_Request):
 
     # without influence on the output
     user: Any = None
+    cache_prompt: Any = None
+
+    # other servers' parameters, at the value that does nothing
+    min_tokens: Literal[0] | None = None
+    ignore_eos: Literal[False] | None = None
+    skip_special_tokens: Literal[True] | None = None
+    repetition_penalty: Neutral | None = None
+    length_penalty: Neutral | None = None
+    typical_p: Neutral | None = None
+    best_of: Literal[1] | None = None
 
     @field_validator("logit_bias", mode="before")
     @classmethod
@@ -93,7 +110,7 @@ class _GenerateRequest(_Request):
         return Sampling(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=self.top_k or 0,
+            top_k=max(self.top_k or 0, 0),
             min_p=self.min_p or 0.0,
             seed=seed,
             frequency_penalty=self.frequency_penalty or 0.0,
@@ -132,12 +149,10 @@ class CompletionRequest(_GenerateRequest):
     """Body of POST /v1/completions."""
 
     prompt: Prompts
-    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
 
-    best_of: Literal[1] | None = None
-    suffix: None = None
+    suffix: Annotated[str, Field(max_length=0)] | None = None
 
     _prompt_shape = field_validator("prompt", mode="before")(_prompt_shape)
 
@@ -147,13 +162,14 @@ class TextPart(_Request):
 
     type: Literal["text"]
     text: Text
+    cache_control: Any = None  # what begins alike is shared without it
 
 
 class CalledFunction(_Request):
-    """arguments: JSON as the model wrote it."""
+    """arguments: JSON as the model wrote it, or what it says."""
 
     name: Text
-    arguments: Text
+    arguments: Text | dict[str, Any]
 
 
 class CalledTool(_Request):
@@ -173,15 +189,18 @@ class Message(_Request):
     name: Text | None = None
     tool_calls: ListOf[CalledTool] | None = None
     tool_call_id: Text | None = None
+    reasoning_content: Text | None = None
+    cache_control: Any = None
 
     refusal: None = None
     function_call: None = None
     audio: None = None
-    annotations: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
     @model_validator(mode="after")
     def _something_said(self) -> Message:
-        if self.content is None and not self.tool_calls:
+        # an empty answer and a tool that returned nothing come back as null
+        if self.content is None and not self.tool_calls and self.role not in ("assistant", "tool"):
             raise PydanticCustomError("no_content", "content: expected a text, or tool_calls")
         return self
 
@@ -189,10 +208,9 @@ class Message(_Request):
         """As a chat template wants it: the content is one string, arguments of tool calls are parsed."""
         text = self.content if isinstance(self.content, str) else "\n".join(p.text for p in self.content or [])
         out: dict[str, Any] = {"role": self.role, "content": text}
-        if self.name is not None:
-            out["name"] = self.name
-        if self.tool_call_id is not None:
-            out["tool_call_id"] = self.tool_call_id
+        for key in ("name", "tool_call_id", "reasoning_content"):
+            if (value := getattr(self, key)) is not None:
+                out[key] = value
         if self.tool_calls:
             out["tool_calls"] = [
                 {
@@ -208,9 +226,9 @@ class Message(_Request):
 Messages = Annotated[ListOf[Message], Field(min_length=1, max_length=10_000)]
 
 
-def _parsed(arguments: str) -> Any:
+def _parsed(arguments: str | dict[str, Any]) -> Any:
     try:
-        return json.loads(arguments)
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
     except (ValueError, RecursionError):
         return arguments
 
@@ -232,6 +250,7 @@ class Tool(_Request):
 
     type: Literal["function"]
     function: Function
+    cache_control: Any = Field(default=None, exclude=True)
 
 
 class NamedFunction(_Request):
@@ -252,24 +271,30 @@ class JsonSchema(_Request):
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
-    name: Text
+    name: Text | None = None
     description: Text | None = None
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
     strict: bool | None = None
 
 
 class ResponseFormat(_Request):
-    """text, json_object, or json_schema with the schema that the answer follows."""
+    """text, json_object, or json_schema with the schema that the answer follows.
+
+    schema: llama.cpp's way to say it, with json_object
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
 
 class ChatRequest(_GenerateRequest):
     """Body of POST /v1/chat/completions."""
 
     messages: Messages
-    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
@@ -277,7 +302,9 @@ class ChatRequest(_GenerateRequest):
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
+    echo: Literal[False] | None = None
     modalities: ListOf[Literal["text"]] | None = None
     functions: Annotated[list[Any], Field(max_length=0)] | None = None
     function_call: Literal["none", "auto"] | None = None
@@ -296,6 +323,13 @@ class ChatRequest(_GenerateRequest):
     prompt_cache_retention: Any = None
     safety_identifier: Any = None
     service_tier: Any = None
+
+    @field_validator("max_tokens", "max_completion_tokens")
+    @classmethod
+    def _an_answer(cls, value: int | None) -> int | None:
+        if value == 0:
+            raise ValueError("expected at least 1 token, or -1: until the context is full")
+        return value
 
 
 class EmbeddingRequest(_Request):

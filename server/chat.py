@@ -36,6 +36,7 @@ class ChatTemplate:
     def __init__(self, source: str, bos: str = "", eos: str = ""):
         # sandboxed: the template came with a downloaded file
         self.knows_tools = "tools" in source
+        self._knows_developers = "developer" in source
         env = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
@@ -46,20 +47,29 @@ class ChatTemplate:
         except jinja2.TemplateError as e:
             raise RopebendError(f"the model's chat template is not valid: {e}") from None
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """The prompt that asks for the next answer.  RopebendError if the template refuses these messages.
 
-        tools: as OpenAI writes them; a template that knows none gets them described in a message.
+        tools      as OpenAI writes them; a template that knows none gets them described in a message
+        variables  of the template's own, as enable_thinking
         """
+        if not self._knows_developers:
+            messages = [{**m, "role": "system"} if m.get("role") == "developer" else m for m in messages]
         if tools and not self.knows_tools:
             text = describe(tools)
             try:
-                return self.render(_with_system(messages, text))
+                return self.render(_with_system(messages, text), None, variables)
             except RopebendError:  # no system messages: the first one is made to begin with it
                 first, *rest = messages
-                return self.render([{**first, "content": f"{text}\n\n{first['content']}"}, *rest])
+                return self.render([{**first, "content": f"{text}\n\n{first['content']}"}, *rest], None, variables)
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True, tools=tools, documents=None)
+            given = {"messages": messages, "add_generation_prompt": True, "tools": tools, "documents": None}
+            return self._template.render({**(variables or {}), **given})
         except jinja2.TemplateError as e:
             raise RopebendError(f"the model's chat template refuses these messages: {e}") from None
         except Exception as e:  # a template is a program; whatever it trips over, these messages made it

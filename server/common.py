@@ -84,15 +84,24 @@ def check_tokens(tokens: list[int], where: str, param: str, facts: Facts) -> Non
         raise ApiError(400, message, param=param)
 
 
-def chat_prompt(messages: list[Message], tools: list[Tool] | None, engine: Engine, facts: Facts) -> list[int]:
-    """Tokens of the rendered chat template.  ApiError 400 if there is none or it refuses these messages."""
+def chat_prompt(
+    messages: list[Message],
+    tools: list[Tool] | None,
+    engine: Engine,
+    facts: Facts,
+    variables: dict[str, Any] | None = None,
+) -> list[int]:
+    """Tokens of the rendered chat template.  ApiError 400 if there is none or it refuses these messages.
+
+    variables: for the template, beside those that it always gets
+    """
     if not facts.chat_template:
         message = f"The model {facts.id!r} carries no chat template; use /v1/completions"
         raise ApiError(400, message, code="no_chat_template")
     try:
         template = ChatTemplate(facts.chat_template, facts.bos, facts.eos)
         dumped = [t.model_dump(exclude_none=True) for t in tools or []]
-        text = template.render([m.for_template() for m in messages], dumped or None)
+        text = template.render([m.for_template() for m in messages], dumped or None, variables)
     except RopebendError as e:
         raise ApiError(400, str(e), param="messages") from None
     try:

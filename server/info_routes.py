@@ -37,6 +37,7 @@ async def props(request: Request) -> dict[str, Any]:
         "architecture": facts.architecture,
         "n_ctx": facts.n_ctx,
         "n_ctx_train": facts.n_ctx_train,
+        "default_generation_settings": {"n_ctx": facts.n_ctx},  # where clients of llama-server look for it
         "total_slots": facts.n_slots,
         "layer_scale": list(scaling.layer_scale) if scaling is not None else None,
         "rope": asdict(scaling.rope) if scaling is not None else None,

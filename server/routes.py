@@ -36,6 +36,8 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     scaled = is_scaled(body.model, facts)
     prompts = await run_in_threadpool(prompts_of, body.prompt, "prompt", engine, facts)
     max_tokens = 16 if body.max_tokens is None else body.max_tokens
+    if max_tokens == -1:
+        max_tokens = max(facts.n_ctx - max(map(len, prompts)), 0)
     for prompt in prompts:
         check_length(len(prompt), max_tokens, facts, "prompt")
     grammar = None
@@ -56,8 +58,11 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs: expected only together with logprobs: true", param="top_logprobs")
     tools, forced = _tools(body)
-    prompt = await run_in_threadpool(chat_prompt, body.messages, tools, engine, facts)
+    more = body.chat_template_kwargs
+    prompt = await run_in_threadpool(chat_prompt, body.messages, tools, engine, facts, more)
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    if asked == -1:
+        asked = None
     check_length(len(prompt), asked or 1, facts, "messages")
     max_tokens = asked or facts.n_ctx - len(prompt)
     n_logprobs = (body.top_logprobs or 0) if body.logprobs else None
@@ -97,7 +102,8 @@ def _chat_grammar(body: ChatRequest, forced: list[Tool], engine: Engine, facts: 
             several = body.parallel_tool_calls is not False
             grammar, param = grammars.tool_calls(functions, tags, several), "tools"
         elif wanted is not None and wanted.type == "json_object":
-            grammar, param = grammars.any_object(), "response_format"
+            schema = wanted.schema_
+            grammar, param = grammars.from_schema(schema) if schema else grammars.any_object(), "response_format"
         elif wanted is not None and structured:
             if wanted.json_schema is None:
                 message = "Missing required parameter: response_format.json_schema"
@@ -106,7 +112,8 @@ def _chat_grammar(body: ChatRequest, forced: list[Tool], engine: Engine, facts: 
         else:
             grammar, param = body.grammar, "grammar"
     except RopebendError as e:
-        param = "tools" if forced else "response_format.json_schema"
+        where = "response_format" if wanted is None or wanted.json_schema is None else "response_format.json_schema"
+        param = "tools" if forced else where
         raise ApiError(400, f"{param}: {e}", param=param, code="invalid_value") from None
     return None if grammar is None else _checked_grammar(grammar, param, engine)
 
@@ -149,7 +156,8 @@ def _generations(
     if grammar and len(prompts) * n > (most := max(MAX_GRAMMARS // len(grammar) ** 2, 1)):
         message = f"a grammar of {len(grammar)} characters: expected n times prompts to be at most {most}"
         raise ApiError(400, f"{message}, got {len(prompts) * n}", param="n", code="invalid_value")
-    seed = secrets.randbits(32) if body.seed is None else body.seed
+    seed = secrets.randbits(32) if body.seed in (None, -1) else body.seed  # -1: as llama.cpp's programs say it
+    assert seed is not None
     return [
         Generation(
             prompt,

@@ -167,7 +167,8 @@ def test_slots(start: Callable[..., Server], models: dict[str, Path]) -> None:
     with httpx.Client(base_url=server.url, timeout=60) as http:
         http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).raise_for_status()
         with http.stream("POST", "/v1/completions", json=body) as answer:
-            next(answer.iter_text())
+            text = answer.iter_text()  # httpx closes the connection with it
+            next(text)
             slots = http.get("/slots").json()
         assert slots["n_slots"] == 16
         assert slots["slots"][0]["n_prompt"] == 1

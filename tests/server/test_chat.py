@@ -28,6 +28,32 @@ def test_tojson_leaves_html_and_unicode_alone() -> None:
     assert ChatTemplate("{{ messages[0].content | tojson }}").render([{"content": "<é'>"}]) == '"<é\'>"'
 
 
+def test_a_developer_is_the_system_to_a_template_that_knows_none() -> None:
+    messages = [{"role": "developer", "content": "short"}, *HELLO]
+    source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    assert ChatTemplate(source).render(messages) == "[system]short[user]Hello"
+    assert ChatTemplate("{# developer #}" + source).render(messages) == "[developer]short[user]Hello"
+
+
+def test_variables_of_the_template() -> None:
+    template = ChatTemplate("{% if enable_thinking is false %}<think></think>{% endif %}{{ messages[0].content }}")
+    assert template.render(HELLO) == "Hello"
+    assert template.render(HELLO, None, {"enable_thinking": False, "messages": []}) == "<think></think>Hello"
+
+
+def test_messages_as_clients_send_them_back() -> None:
+    said = [
+        {"role": "assistant", "content": None},
+        {"role": "tool", "content": None, "tool_call_id": "1"},
+        {"role": "assistant", "content": "x", "reasoning_content": "y", "cache_control": {}, "annotations": []},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
+    ]
+    given = [m.for_template() for m in ChatRequest.model_validate({"messages": said}).messages]
+    assert [m["content"] for m in given] == ["", "", "x", ""]
+    assert given[2] == {"role": "assistant", "content": "x", "reasoning_content": "y"}
+    assert given[3]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+
+
 def test_strftime_now() -> None:
     assert ChatTemplate("{{ strftime_now('%Y') }}").render(HELLO).startswith("2")
 

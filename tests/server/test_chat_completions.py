@@ -28,12 +28,22 @@ def test_a_chat_is_a_completion_of_the_rendered_template(client: openai.OpenAI, 
 
 
 def test_without_a_limit_the_answer_may_fill_the_context(client: openai.OpenAI) -> None:
-    chat = client.chat.completions.create(
-        model="tiny", messages=MESSAGES, temperature=0, logit_bias={str(TOKEN[b"<|end|>"]): -100}
-    )
-    assert chat.usage is not None
-    assert chat.usage.total_tokens == N_CTX_TRAIN
-    assert chat.choices[0].finish_reason == "length"
+    never_ends = {str(TOKEN[b"<|end|>"]): -100}
+    for limit in ({}, {"max_tokens": -1}):
+        chat = client.chat.completions.create(
+            model="tiny", messages=MESSAGES, temperature=0, logit_bias=never_ends, **limit
+        )
+        assert chat.usage is not None
+        assert chat.usage.total_tokens == N_CTX_TRAIN
+        assert chat.choices[0].finish_reason == "length"
+    text = client.completions.create(model="tiny", prompt="a", max_tokens=-1, logit_bias=never_ends)
+    assert text.usage is not None
+    assert text.usage.total_tokens == N_CTX_TRAIN
+
+
+def test_seed_minus_one_is_another_one_each_time(client: openai.OpenAI) -> None:
+    ask = {"model": "tiny", "messages": MESSAGES, "max_tokens": 30, "temperature": 2.0, "seed": -1}
+    assert len({client.chat.completions.create(**ask).choices[0].message.content for _ in range(4)}) > 1
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.2])
