@@ -186,12 +186,16 @@ class KVPool:
             return
         self.running.remove(seq)
         self.cached[seq.id] = seq
-        self.drop_short()
+        self._drop_short(max(self.n_cells // 32, MIN_SHORT_CELLS))
 
-    def drop_short(self) -> None:
-        """Let ended short texts not slow the running ones down, the longest unused go first."""
+    def spare_the_running(self) -> None:
+        """Drop ended short texts if many are running; those that wait for one must have taken its cells before."""
+        if self.cached and len(self.running) > FEW:
+            self._drop_short(0)
+
+    def _drop_short(self, allowed: int) -> None:
+        """Let ended short texts have at most so many cells, the longest unused go first."""
         short = [s for s in self.cached.values() if s.n_computed < SHORT]
-        allowed = max(self.n_cells // 32, MIN_SHORT_CELLS) if len(self.running) <= FEW else 0
         while sum(s.n_computed for s in short) > allowed and _n_distinct(short) > allowed:
             self.release(short.pop(0))
 

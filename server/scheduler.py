@@ -144,11 +144,9 @@ class Scheduler:
 
     def next_step(self) -> Step | None:
         """What to decode now; its tokens have cells from here on.  None if there is nothing to do."""
-        n_running = len(self.running)
         self._admit()
         ready = [t for t in self.running if self._is_ready(t)]
-        if len(self.running) > n_running:
-            self.pool.drop_short()  # after the new ones have taken what they share with them
+        self.pool.spare_the_running()  # after those that wait for one that has ended took its cells
         if not ready:
             return None
         key, alone = self._next_turn(ready)

@@ -231,6 +231,14 @@ def test_many_running_texts_do_not_pay_for_short_ended_ones_but_share_them_first
     assert {s.n_computed for s in m.pool.cached.values()} == {1000, 59}  # the last ones to end had little company
 
 
+def test_of_many_short_texts_of_one_token_the_common_beginning_is_computed_once() -> None:
+    m = Machine(n_cells=8192, n_seqs=200, n_slots=16, n_batch=512)
+    tasks = [m.add([*range(3000, 3200), i], 0) for i in range(40)]  # the first ends in the step that computes it
+    assert m.run() == 4
+    assert m.computed == 200 + 40
+    assert [t.n_cached for t in tasks] == [0, *[200] * 39]
+
+
 def test_too_many_texts_for_the_cells_are_pushed_out_and_end_all_the_same() -> None:
     m = Machine(n_cells=100, n_slots=4)
     tasks = [m.add([10 * i + 2, 3], 80) for i in range(4)]
