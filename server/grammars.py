@@ -21,6 +21,7 @@ class _Converter(SchemaConverter):  # type: ignore[misc] # llama_cpp has no type
     def __init__(self) -> None:
         super().__init__(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
         self._rule_of_ref: dict[str, str] = {}
+        self._rule_of_bounded: dict[str, str] = {}
 
     def visit(self, schema: Any, name: str) -> str:
         """The name of the rule for `schema`."""
@@ -30,7 +31,9 @@ class _Converter(SchemaConverter):  # type: ignore[misc] # llama_cpp has no type
         except RopebendError as e:
             raise RopebendError(f"{str(e)[:200]} (in {name[-100:]})") from None
         if bounded is not None:
-            return self._add_rule(name, f"({bounded}) space")
+            if bounded not in self._rule_of_bounded:  # many fields have the same bounds
+                self._rule_of_bounded[bounded] = self._add_rule(name, f"({bounded}) space")
+            return self._rule_of_bounded[bounded]
         return str(super().visit(schema, name))
 
     def _format_literal(self, literal: str) -> str:

@@ -66,12 +66,22 @@ def _magnitudes(b: Bounds) -> Iterator[str]:
 
 def _naturals(low: int, high: int | None) -> Iterator[str]:
     """The parts of the integers low to high, low at least 0."""
-    if high is not None and low > high:
+    if high is None:
+        high = 10 ** max(len(str(low)), MAX_DIGITS) - 1
+    if low > high:
         return
-    longest = max(len(str(low)), MAX_DIGITS) if high is None else len(str(high))
-    for n in range(len(str(low)), longest + 1):
-        least, most = 10 ** (n - 1) if n > 1 else 0, 10**n - 1
-        yield from _of_length(str(max(low, least)), str(most if high is None else min(high, most)))
+    n, last = len(str(low)), len(str(high))
+    if n == last:
+        yield from _of_length(str(low), str(high))
+        return
+    if low != 10 ** (n - 1):
+        yield from _of_length(str(low), "9" * n)
+        n += 1
+    whole = high == 10**last - 1
+    if (most := last if whole else last - 1) >= n:
+        yield "[1-9]" + (f" [0-9]{{{n - 1},{most - 1}}}" if most > 1 else "")
+    if not whole:
+        yield from _of_length(str(10 ** (last - 1)), str(high))
 
 
 def _of_length(low: str, high: str) -> Iterator[str]:

@@ -330,6 +330,17 @@ def test_bounds_of_numbers_hold(accepts: Accepts, schema: dict[str, Any], right:
     assert [accepts(grammar, text) for text in (*right, *wrong)] == [True] * len(right) + [False] * len(wrong)
 
 
+def test_many_fields_of_the_same_bounds_take_one_rule(accepts: Accepts) -> None:
+    bounded = {"type": "integer", "minimum": -(2**53) + 1, "maximum": 2**53 - 1}  # what zod writes for every integer
+    properties: dict[str, Any] = {f"f{i}": bounded for i in range(100)}
+    schema = {"type": "object", "properties": {"a": bounded, "b": {"$ref": "#/$defs/B"}, **properties}}
+    grammar = grammars.from_schema({**schema, "required": ["a", "b"], "$defs": {"B": bounded}})
+    assert len(grammar) < 20_000
+    assert accepts(grammar, f'{{"a": {2**53 - 1}, "b": {-(2**53) + 1}, "f99": 0}}')
+    assert not accepts(grammar, f'{{"a": {2**53}')
+    assert not accepts(grammar, f'{{"a": 0, "b": {2**53}')
+
+
 def test_a_tool_with_a_nested_model_is_called(ask: Any) -> None:
     schema = with_definition({"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"]})
     tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
