@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from ropebend.errors import RopebendError
-from ropebend.server.ranges import MAX_DIGITS, Bounds
+from ropebend.server.ranges import Bounds
 
 #: Keywords that demand nothing of a value; those that begin with x- do not either.
 _ANNOTATIONS = frozenset(["$schema", "$id", "$comment", "$anchor", "$defs", "definitions", "title", "description"])
@@ -19,6 +19,9 @@ _ALONE = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
 
 #: Keywords that bound a number, which `grammars` follows by itself.
 _BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+
+#: They are smaller than this: 64 bits, as languages with types write them, and no grammars without end.
+_MAX_BOUND = 10**20
 
 #: What else the converter follows, by the type it is about.
 _KEYWORDS: dict[str, tuple[str, ...]] = {
@@ -144,7 +147,7 @@ def bounds(s: dict[str, Any]) -> Bounds | None:
     """The bounds of a number or an integer, None if it has none.  RopebendError if they cannot be used."""
     given = {k: s[k] for k in _BOUNDS if k in s}
     for k, v in given.items():
-        if isinstance(v, bool) or not abs(v) < 10**MAX_DIGITS:
+        if isinstance(v, bool) or not abs(v) < _MAX_BOUND:
             raise _unsupported(f"{k} {json.dumps(v)}")
     # more than 0.5 of an integer is 1 or more; of two bounds the narrower one counts
     lows = [(math.ceil(v), k == "exclusiveMinimum" and v == math.ceil(v)) for k, v in given.items() if k in _BOUNDS[:2]]

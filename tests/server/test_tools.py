@@ -317,6 +317,8 @@ def matches(gbnf: str, text: str) -> bool:
         ({"type": "integer", "minimum": 100, "maximum": 120}, ["100", "120"], ["99", "121", "1e2", "110.0"]),
         ({"type": "integer", "exclusiveMinimum": -2.5, "maximum": 9.5}, ["-2", "0", "9"], ["-3", "10"]),
         ({"type": "integer", "minimum": 5, "exclusiveMinimum": 5}, ["6", "1234567890123456"], ["5", "-6"]),
+        ({"type": "integer", "minimum": 0, "maximum": 2**64 - 1}, ["0", str(2**64 - 1)], [str(2**64), "-1"]),
+        ({"type": "integer", "minimum": -(2**63)}, [str(-(2**63)), "9" * 16], [str(-(2**63) - 1)]),
         ({"type": "number", "minimum": 0.0, "maximum": 1}, ["0", "0.75", "1.0"], ["1.01", "-0.5", "2"]),
         ({"type": "number", "exclusiveMinimum": 0}, ["0.001", "12.5"], ["0", "0.0"]),
         ({"minimum": 3}, ["3", "3.5"], ["2", '"3"']),
@@ -363,7 +365,8 @@ def test_a_tool_with_a_nested_model_is_called(ask: Any) -> None:
         {"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 4},
         {"type": "integer", "minimum": 0, "exclusiveMinimum": True},  # an older draft
         {"type": "integer", "minimum": "0"},
-        {"type": "integer", "maximum": 10**16},
+        {"type": "integer", "maximum": 10**20},
+        {"type": "number", "minimum": float("-inf")},
         {"type": "number", "maximum": 0.5},
         {"type": "integer", "multipleOf": 7},
         {"type": "array", "items": {}, "uniqueItems": True},
