@@ -13,6 +13,7 @@ import llama_cpp
 import numpy as np
 import openai
 import pytest
+from random_models import write_llama
 
 from ropebend.model import Model
 
@@ -105,6 +106,18 @@ def test_embeddings(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as e:
         client.embeddings.create(model="tiny", input=[1] * (N_CTX_TRAIN + 1))
     assert (e.value.code, e.value.param) == ("context_length_exceeded", "input")
+
+
+def test_embeddings_are_pooled_as_the_file_says_or_the_option(start: Callable[..., Server], tmp_path: Path) -> None:
+    model = write_llama(tmp_path / "m.gguf", fields={"llama.pooling_type": int(llama_cpp.LLAMA_POOLING_TYPE_LAST)})
+    vectors = []
+    for options in ((), ("--pooling", "last"), ("--pooling", "cls")):
+        server = start(model, *options).wait_until_ready()
+        with server.client() as client:
+            vectors.append(client.embeddings.create(model="random-3x64", input="a dog").data[0].embedding)
+        server.stop()
+    assert vectors[0] == pytest.approx(vectors[1], abs=1e-6)
+    assert vectors[0] != pytest.approx(vectors[2], abs=0.01)
 
 
 def test_tokens_in_both_dialects(http: httpx.Client, models: dict[str, Path]) -> None:

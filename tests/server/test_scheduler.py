@@ -231,6 +231,17 @@ def test_many_running_texts_do_not_pay_for_short_ended_ones_but_share_them_first
     assert {s.n_computed for s in m.pool.cached.values()} == {1000, 59}  # the last ones to end had little company
 
 
+@pytest.mark.parametrize(("n_running", "kept"), [(4, [50]), (5, [])])
+def test_short_ended_texts_stay_beside_four_running_ones_but_no_more(n_running: int, kept: list[int]) -> None:
+    m = Machine(n_cells=8192, n_seqs=200, n_slots=16, n_batch=512)
+    m.add(list(range(3000, 3050)), 0)
+    m.run()
+    for i in range(n_running):
+        m.add([i, 500], 8)
+    m.step()
+    assert [s.n_computed for s in m.pool.cached.values()] == kept
+
+
 def test_of_many_short_texts_of_one_token_the_common_beginning_is_computed_once() -> None:
     m = Machine(n_cells=8192, n_seqs=200, n_slots=16, n_batch=512)
     tasks = [m.add([*range(3000, 3200), i], 0) for i in range(40)]  # the first ends in the step that computes it

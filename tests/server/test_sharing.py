@@ -242,16 +242,21 @@ def test_embeddings_are_the_mean_of_the_hidden_states_whatever_runs_beside(
 
 
 def test_embeddings_of_a_file_that_carries_a_pooling_type(load: Callable[..., Answers], tmp_path: Path) -> None:
-    kinds = {"mean": {}, "last": {"llama.pooling_type": int(llama_cpp.LLAMA_POOLING_TYPE_LAST)}}
+    kinds = {
+        "mean": {},
+        "last": {"llama.pooling_type": int(llama_cpp.LLAMA_POOLING_TYPE_LAST)},
+        "cls": {"llama.pooling_type": int(llama_cpp.LLAMA_POOLING_TYPE_CLS)},
+    }
     vectors = []
     for name, fields in kinds.items():
         a = load(write_llama(tmp_path / f"{name}.gguf", fields=fields))
         vectors.append(_embed(a.engine, [5, 6, 7], "mean"))
         assert a.engine.facts is not None
         assert a.engine.facts.pooling == name
-        overruled = load(tmp_path / f"{name}.gguf", pooling="cls")
+        other = "last" if name == "cls" else "cls"
+        overruled = load(tmp_path / f"{name}.gguf", pooling=other)
         assert overruled.engine.facts is not None
-        assert overruled.engine.facts.pooling == "cls"
+        assert overruled.engine.facts.pooling == other
     assert np.linalg.norm(vectors[0]) == pytest.approx(1)
     assert vectors[1] == pytest.approx(vectors[0], abs=1e-6)
 
