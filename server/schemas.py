@@ -147,7 +147,7 @@ def bounds(s: dict[str, Any]) -> Bounds | None:
     """The bounds of a number or an integer, None if it has none.  RopebendError if they cannot be used."""
     given = {k: s[k] for k in _BOUNDS if k in s}
     for k, v in given.items():
-        if isinstance(v, bool) or not abs(v) < _MAX_BOUND:
+        if isinstance(v, bool) or not isinstance(v, int | float) or not abs(v) < _MAX_BOUND:
             raise _unsupported(f"{k} {json.dumps(v)}")
     # more than 0.5 of an integer is 1 or more; of two bounds the narrower one counts
     lows = [(math.ceil(v), k == "exclusiveMinimum" and v == math.ceil(v)) for k, v in given.items() if k in _BOUNDS[:2]]

@@ -407,6 +407,8 @@ def test_the_error_says_where_in_the_schema() -> None:
     schema = {"properties": {"p": {"$ref": "#/$defs/P"}}, "$defs": {"P": {"properties": {"age": {"multipleOf": 2}}}}}
     with pytest.raises(RopebendError, match=r"multipleOf is not supported \(in ref-0-P-age\)"):
         grammars.from_schema(schema)
+    with pytest.raises(RopebendError, match=r"minimum null is not supported \(in answer-age\)"):
+        grammars.from_schema({"properties": {"age": {"type": "integer", "minimum": None}}})
 
 
 @pytest.mark.parametrize(
