@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from ropebend.errors import RopebendError, UsageError
 from ropebend.files import write_json
 from ropebend.scaling import LayerScaling
+from ropebend.search.measure import read_log
 from ropebend.search.origin import model_digest, versions
 from ropebend.search.run import Listener, Outcome, run_search
 from ropebend.search.spec import PLACE, SearchSpec
@@ -69,11 +70,22 @@ def resume(folder: Path) -> tuple[SearchSpec, list[str]]:
 
 
 def run_in(folder: Path, spec: SearchSpec, listener: Listener | None = None) -> tuple[Outcome, LayerScaling]:
-    """Search, and write factors.json, report.html and the pictures."""
+    """Search, and write factors.json, report.html and the pictures.
+
+    A new search that fails before any scales are measured leaves nothing that would be in the way of the next one.
+    """
     from ropebend.search.report import write_report
 
     digest = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_sha256"]
-    outcome = run_search(spec, folder / LOG, listener)
+    log = folder / LOG
+    new = not log.exists()
+    try:
+        outcome = run_search(spec, log, listener)
+    except Exception:
+        if new and not (log.exists() and any(key is not None for (key, _, _), *_ in read_log(log))):
+            for path in (log, folder / CONFIG):
+                path.unlink(missing_ok=True)
+        raise
     layers = with_provenance(outcome, digest)
     layers.save(folder / FACTORS)
     write_report(folder, outcome)

@@ -106,8 +106,11 @@ class Outcome:
 
     @property
     def main(self) -> Found:
-        """The search itself, not a control; where it was interrupted early, the best control."""
-        return self.found.get(self.spec.label) or max(self.found.values(), key=lambda f: f.best.score)
+        """The search itself, not a control; where it was interrupted, the best of all that are at as many items."""
+        own = self.found.get(self.spec.label)
+        if own is not None and (not self.interrupted or len({f.n_items for f in self.found.values()}) > 1):
+            return own
+        return max(self.found.values(), key=lambda f: f.best.score)
 
 
 class Listener:

@@ -79,6 +79,9 @@ def sentence(mine: Evaluation, theirs: Evaluation, what: str) -> str:
 def verdict(outcome: Outcome) -> str:
     """The result against the best uniform scale, or else against the unscaled model, on the first task's test items."""
     if not outcome.tests:
-        return "The search was interrupted: these are the best scales so far, not judged on test items."
+        main = outcome.main
+        text = f"The search was interrupted: these are the best scales so far ({main.name}), not judged on test items."
+        useless = set(main.best.candidate.scales) == {1.0}
+        return f"{text} They are all 1, which changes nothing: go on with --resume." if useless else text
     other, what = rival(outcome)
     return sentence(outcome.tests[outcome.spec.label][0], outcome.tests[other][0], what)

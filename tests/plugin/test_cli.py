@@ -235,6 +235,15 @@ def test_mistakes_are_named(tmp_path: Path, args: list[str], code: int, message:
     assert message in " ".join(ropebend(*args, cwd=tmp_path, code=code).stderr.split())
 
 
+def test_a_search_that_cannot_begin_is_not_in_the_way_of_the_next(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("too short")
+    args = ["search", NEEDLE, "--keys", 3, "--depths", "0", "--budget", 3, "--screen", 1, "--finals", "2x2"]
+    args += ["--test", 1, "--controls", "none", "-t", 1, "-o", "run"]
+    for wrong in (["--also", "perplexity:text=none.txt"], ["--also", "perplexity:text=short.txt"]):
+        ropebend(*args, *wrong, cwd=tmp_path, code=1)
+    ropebend(*args, cwd=tmp_path)
+
+
 def test_a_search_goes_on_from_what_another_has_found(tmp_path: Path) -> None:
     found = LayerScaling((1.0, 2.5, 2.25, 1.75, 1.25, 1.0))
     found.save(tmp_path / "found.json")

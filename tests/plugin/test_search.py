@@ -23,7 +23,7 @@ from ropebend.search.measure import CHUNK, Measurer
 from ropebend.search.objective import Objective, Term, depth_weights
 from ropebend.search.optimisers import Scored
 from ropebend.search.race import race
-from ropebend.search.run import Cost
+from ropebend.search.run import Cost, Generation
 from ropebend.search.space import Candidate
 from ropebend.search.verdict import compare
 from ropebend.search.workers import Done, Job
@@ -215,6 +215,20 @@ def test_an_interrupted_search_has_a_report_too(tmp_path: Path) -> None:
     html = (tmp_path / "report.html").read_text()
     assert "not judged on test items" in html
     assert html.count("data:image/png;base64,") == 2
+
+
+def test_the_best_so_far_may_be_a_control(tmp_path: Path) -> None:
+    class Impatient(Listener):
+        def generation(self, state: Generation) -> None:
+            if state.search == "bezier ga":
+                raise KeyboardInterrupt
+
+    outcome = run_search(spec(), None, Impatient())
+    scores = {name: f.best.score for name, f in outcome.found.items()}
+    assert set(scores) == {"uniform", "bezier ga"}
+    assert outcome.main.name == max(scores, key=lambda name: scores[name])
+    assert outcome.layers.layer_scale == outcome.main.best.candidate.scales
+    assert f"the best scales so far ({outcome.main.name})" in verdict(outcome)
 
 
 # ---- objective, measurer, verdict: the arithmetic
