@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import runpy
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,26 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
         raise UsageError("--keys has no effect on --data: each line holds its own pairs")
     if known is not None and not all(0 <= depth <= 1 for depth in options.get("depths", ())):
         raise UsageError(f"task {name}: depths: expected numbers in [0, 1], got {options['depths']}")
-    task = maker(**options)
+    try:
+        task = maker(**options)
+    except RopebendError:
+        raise
+    except Exception as e:
+        if known is not None:
+            raise
+        raise _own_error(name, e) from e
     if not isinstance(task, (RetrievalTask, TextTask)):
         raise RopebendError(f"{name}: task() returned {type(task).__name__}, expected a RetrievalTask or a TextTask")
+    if not (isinstance(config := task.config(), dict) and "name" in config):
+        raise RopebendError(f"{name}: config() returned {config!r:.80}, expected a dict with a name")
     return task
+
+
+def _own_error(path: str, e: Exception) -> RopebendError:
+    """What went wrong in a user's file, and in which of its lines."""
+    lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == path]
+    where = f"{path}: line {lines[-1]}" if lines else path
+    return RopebendError(f"{where}: {type(e).__name__}: {e}")
 
 
 def _from_file(path: str) -> Callable[..., Task]:
@@ -73,7 +90,7 @@ def _from_file(path: str) -> Callable[..., Task]:
     try:
         names = runpy.run_path(path)
     except Exception as e:
-        raise RopebendError(f"{path}: {type(e).__name__}: {e}") from e
+        raise _own_error(path, e) from e
     if not callable(names.get("task")):
         raise RopebendError(f"{path}: expected a function task(**options)")
     return names["task"]

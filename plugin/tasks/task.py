@@ -1,7 +1,7 @@
 """What a task is: numbered items, each with questions about one context or with a text to predict.
 
-A task of your own is a Python file that defines `def task(**options: str)` returning a `RetrievalTask` or a `TextTask`;
-`ropebend eval MODEL --task my_task.py --task-option name=value` runs it.
+A task of your own is a Python file that defines `def task(**options)` returning a `RetrievalTask` or a `TextTask`;
+`ropebend eval MODEL --task my_task.py --task-option name=value` runs it (docs/search.md has an example).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Task:
         """Called once before anything else, with the model's tokeniser; for tasks whose lengths are in tokens."""
 
     def config(self) -> dict[str, Any]:
-        """What decides the items, as JSON: goes into reports and provenance."""
+        """What decides the items, as JSON, among it "name": goes into reports and provenance."""
         raise NotImplementedError
 
 

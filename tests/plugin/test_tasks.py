@@ -1,17 +1,23 @@
 """Passkey, multi-document QA, perplexity and tasks of one's own: prompts to the letter, metrics, mistakes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_search import NEEDLE
+from typer.testing import CliRunner
 
 from ropebend import RopebendError, UsageError
+from ropebend.cli import app
 from ropebend.cli.options import task_options
 from ropebend.tasks import make_task, option_types
 from ropebend.tasks.mdqa import Document, MultiDocumentQA, normalised, prompt
 from ropebend.tasks.passkey import FILLER, HEAD, TAIL, Passkey
 from ropebend.tasks.task import Question
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def words(text: str) -> list[int]:
@@ -119,41 +125,23 @@ def test_perplexity_windows(tmp_path: Path) -> None:
         make_task("perplexity", {"text": tmp_path / "t.txt", "length": 32}).prepare(words)
 
 
-OWN = """
-from ropebend.tasks.task import Item, Question, RetrievalTask
-
-class Colours(RetrievalTask):
-    name = "colours"
-    depths = (0.0,)
-
-    def __init__(self, word="red", **rest):
-        self.word = word
-
-    def item(self, i):
-        return Item((Question(0.0, f"{i}: {self.word} is", (self.word,)),))
-
-    easy_item = item
-
-    def is_right(self, answer, question):
-        return question.answers[0] in answer
-
-    def config(self):
-        return {"name": self.name, "word": self.word}
-
-task = Colours
-"""
-
-
 def test_a_task_of_ones_own(tmp_path: Path) -> None:
+    """The one in the documentation."""
+    example = re.search(r"```python\n(# colours\.py\n.*?)```", (DOCS / "search.md").read_text(), re.DOTALL)
+    assert example is not None
     path = tmp_path / "colours.py"
-    path.write_text(OWN)
-    task = make_task(str(path), {"word": "blue"})
-    assert task.config() == {"name": "colours", "word": "blue"}
+    path.write_text(example[1])
+    args = ["eval", NEEDLE, "--task", str(path), "--task-option", "boxes=5", "--samples", "2", "--depths", "0,1"]
+    done = CliRunner().invoke(app, [*args, "-t", "1", "-o", str(tmp_path / "out.json")])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "out.json").read_text())["task"]["boxes"] == 5
     assert option_types(str(path)) is None
     for text, message in (
         ("x = 1", r"expected a function task"),
-        ("1/0", "ZeroDivisionError"),
+        ("\n1/0", "line 2: ZeroDivisionError"),
         ("task = lambda: 3", "returned int"),
+        ("def task(**options):\n    return options['box']", "line 2: KeyError: 'box'"),
+        (example[1].replace('"name": self.name, ', ""), "config.. returned .*, expected a dict with a name"),
     ):
         path.write_text(text)
         with pytest.raises(RopebendError, match=message):
