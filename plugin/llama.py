@@ -103,7 +103,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if self.model_params.vocab_only:  # nothing is ever computed
             return
         self._rebuild_context()
-        self.set_scaling(chosen_scaling(scaling, self._info))
+        self.set_scaling(scaling)
 
     def _rebuild_context(self) -> None:
         self._ctx: Any
@@ -130,13 +130,15 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._ctx.rope_layers = [i for i, n in enumerate(self._hook.qk_nodes()) if n > 0]
         self._ctx.kv_cache_clear()
 
-    def set_scaling(self, scaling: LayerScaling | None) -> None:
-        """Swap the scales (None: unscaled).  Forgets what was evaluated and every cached prompt of other scales.
+    def set_scaling(self, scaling: LayerScaling | str | None) -> None:
+        """Swap the scales (None: unscaled; "file": those of the GGUF, if any).
 
-        Decodes one token; RopebendError names the rope node that cannot be patched.
+        Forgets what was evaluated and every cached prompt of other scales.  Decodes one token; RopebendError names the
+        rope node that cannot be patched.
         """
         if self.model_params.vocab_only:
             raise RopebendError(f"{self.model_path}: loaded with vocab_only, there is nothing to scale")
+        scaling = chosen_scaling(scaling, self._info)
         if scaling is not None:
             check_supported(self._info, scaling)
             scaling = scaling.with_original_context(self._info.n_ctx_train)

@@ -227,7 +227,10 @@ class LayerScaling:
     def load(cls, path: str | Path) -> LayerScaling:
         """Read a factors file.  Raises RopebendError naming the file, the key, the value and what was expected."""
         try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_constant))
+            data = Path(path).read_bytes()
+            if data.startswith(b"GGUF"):
+                raise RopebendError("is a model, expected a factors file (JSON)")
+            return cls.from_json(json.loads(data.decode(), parse_constant=_no_constant))
         except OSError as e:
             raise RopebendError(f"{path}: {e.strerror}") from None
         except UnicodeDecodeError as e:

@@ -88,6 +88,12 @@ def test_the_file_carries_the_scales(tmp_path: Path, expected: dict[float, str])
     assert scaled.scaling is not None
     assert scaled.scaling.layer_scale == (2.0, 2.0, 2.0)
     assert text(scaled) == expected[0.5]
+    scaled.set_scaling(None)
+    assert text(scaled) == expected[1.0]
+    with pytest.raises(RopebendError, match="a LayerScaling, got"):
+        scaled.set_scaling(2.0)  # type: ignore[arg-type]
+    scaled.set_scaling("file")
+    assert text(scaled) == expected[0.5]
     scaled.close()
 
 

@@ -132,6 +132,9 @@ def test_missing_and_binary_files(tmp_path: Path) -> None:
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RopebendError, match="not UTF-8"):
         LayerScaling.load(tmp_path / "binary.json")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF\x03\x00\xff")
+    with pytest.raises(RopebendError, match=r"m\.gguf: is a model, expected a factors file"):
+        LayerScaling.load(tmp_path / "m.gguf")
 
 
 def test_scales_must_fit_the_model() -> None:
