@@ -6,6 +6,7 @@ without effect, so that it is refused by name.  Anything else unknown is refused
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -38,18 +39,23 @@ ListOf = Annotated[list[T], Field(fail_fast=True)]
 
 
 class _Request(BaseModel):
-    # strict: "5" is no number and true is no 1
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    # strict: "5" is no number and true is no 1; a field may be called model_… or schema
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
     def _one_unknown_is_enough(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or value.keys() <= (known := _names(cls)):
             return value
-        known = {field.alias or name for name, field in cls.model_fields.items()}
         # null asks for nothing
         unknown = next((key for key in value if key not in known and value[key] is not None), None)
-        return {key: value[key] for key in value if key in known or (unknown is not None and key == unknown)}
+        return {key: value[key] for key in value if key in known or key == unknown}
+
+
+@functools.cache
+def _names(model: type[BaseModel]) -> frozenset[str]:
+    """What the fields of a model are called in JSON."""
+    return frozenset(field.alias or name for name, field in model.model_fields.items())
 
 
 class StreamOptions(_Request):
@@ -89,6 +95,11 @@ class _GenerateRequest(_Request):
     length_penalty: Neutral | None = None
     typical_p: Neutral | None = None
     best_of: Literal[1] | None = None
+
+    @field_validator("seed")
+    @classmethod
+    def _any_seed(cls, value: int | None) -> int | None:
+        return None if value == -1 else value  # as llama.cpp's programs say it
 
     @field_validator("logit_bias", mode="before")
     @classmethod
@@ -269,8 +280,6 @@ class NamedTool(_Request):
 class JsonSchema(_Request):
     """A JSON schema with a name."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-
     name: Text | None = None
     description: Text | None = None
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
@@ -282,8 +291,6 @@ class ResponseFormat(_Request):
 
     schema: llama.cpp's way to say it, with json_object
     """
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None

@@ -94,26 +94,24 @@ def _chat_grammar(body: ChatRequest, forced: list[Tool], engine: Engine, facts: 
     structured = wanted is not None and wanted.type != "text"
     if sum((structured, bool(forced), body.grammar is not None)) > 1:
         raise ApiError(400, "response_format, tool_choice and grammar: expected only one of them", param="grammar")
-    grammar: str | None
+    grammar, param = body.grammar, "grammar"
     try:
         if forced:
+            param = "tools"
             tags = HERMES_TAGS if HERMES_TAGS[0].strip() in (facts.chat_template or "") else ("", "")
             functions = [(t.function.name, t.function.parameters) for t in forced]
             several = body.parallel_tool_calls is not False
-            grammar, param = grammars.tool_calls(functions, tags, several), "tools"
+            grammar = grammars.tool_calls(functions, tags, several)
         elif wanted is not None and wanted.type == "json_object":
-            schema = wanted.schema_
-            grammar, param = grammars.from_schema(schema) if schema else grammars.any_object(), "response_format"
+            param = "response_format"
+            grammar = grammars.from_schema(wanted.schema_) if wanted.schema_ else grammars.any_object()
         elif wanted is not None and structured:
+            param = "response_format.json_schema"
             if wanted.json_schema is None:
-                message = "Missing required parameter: response_format.json_schema"
-                raise ApiError(400, message, param="response_format.json_schema", code="missing_required_parameter")
-            grammar, param = grammars.from_schema(wanted.json_schema.schema_), "response_format.json_schema"
-        else:
-            grammar, param = body.grammar, "grammar"
+                message = f"Missing required parameter: {param}"
+                raise ApiError(400, message, param=param, code="missing_required_parameter")
+            grammar = grammars.from_schema(wanted.json_schema.schema_)
     except RopebendError as e:
-        where = "response_format" if wanted is None or wanted.json_schema is None else "response_format.json_schema"
-        param = "tools" if forced else where
         raise ApiError(400, f"{param}: {e}", param=param, code="invalid_value") from None
     return None if grammar is None else _checked_grammar(grammar, param, engine)
 
@@ -156,8 +154,7 @@ def _generations(
     if grammar and len(prompts) * n > (most := max(MAX_GRAMMARS // len(grammar) ** 2, 1)):
         message = f"a grammar of {len(grammar)} characters: expected n times prompts to be at most {most}"
         raise ApiError(400, f"{message}, got {len(prompts) * n}", param="n", code="invalid_value")
-    seed = secrets.randbits(32) if body.seed in (None, -1) else body.seed  # -1: as llama.cpp's programs say it
-    assert seed is not None
+    seed = secrets.randbits(32) if body.seed is None else body.seed
     return [
         Generation(
             prompt,
