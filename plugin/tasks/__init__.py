@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import runpy
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -62,35 +63,36 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
         raise UsageError("--keys has no effect on --data: each line holds its own pairs")
     if known is not None and not all(0 <= depth <= 1 for depth in options.get("depths", ())):
         raise UsageError(f"task {name}: depths: expected numbers in [0, 1], got {options['depths']}")
-    try:
+    with _naming(name) if known is None else nullcontext():
         task = maker(**options)
-    except RopebendError:
-        raise
-    except Exception as e:
-        if known is not None:
-            raise
-        raise _own_error(name, e) from e
     if not isinstance(task, (RetrievalTask, TextTask)):
         raise RopebendError(f"{name}: task() returned {type(task).__name__}, expected a RetrievalTask or a TextTask")
-    if not (isinstance(config := task.config(), dict) and "name" in config):
-        raise RopebendError(f"{name}: config() returned {config!r:.80}, expected a dict with a name")
+    if known is None:
+        with _naming(name):
+            config = task.config()
+        if not (isinstance(config, dict) and "name" in config):
+            raise RopebendError(f"{name}: config() returned {config!r:.80}, expected a dict with a name")
     return task
 
 
-def _own_error(path: str, e: Exception) -> RopebendError:
-    """What went wrong in a user's file, and in which of its lines."""
-    lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == path]
-    where = f"{path}: line {lines[-1]}" if lines else path
-    return RopebendError(f"{where}: {type(e).__name__}: {e}")
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Whatever goes wrong in a user's file becomes a RopebendError that says in which of its lines."""
+    try:
+        yield
+    except RopebendError:
+        raise
+    except Exception as e:
+        lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == path]
+        where = f"{path}: line {lines[-1]}" if lines else path
+        raise RopebendError(f"{where}: {type(e).__name__}: {e}") from e
 
 
 def _from_file(path: str) -> Callable[..., Task]:
     if not Path(path).is_file():
         raise RopebendError(f"{path}: No such file")
-    try:
+    with _naming(path):
         names = runpy.run_path(path)
-    except Exception as e:
-        raise _own_error(path, e) from e
     if not callable(names.get("task")):
         raise RopebendError(f"{path}: expected a function task(**options)")
     return names["task"]
