@@ -127,8 +127,8 @@ class Optimiser:
                 if genes is not None and (origin == "bump" or base > 1.0):
                     seeds.append((genes, f"{origin} at {layer}"))
         if start is not None:
-            stretched = {k: space.near([1 + k * (s - 1) for s in start]) for k in (0.7, 1.4, 2.0)}
-            seeds += [(genes, f"start stretched {k:g} times") for k, genes in stretched.items()]
+            for k in (0.7, 1.4, 2.0):
+                seeds.append((space.near([1 + k * (s - 1) for s in start]), f"start stretched {k:g} times"))
         return seeds
 
 
