@@ -22,9 +22,9 @@ import pytest
 from random_models import add_scaling
 
 from ropebend.scaling import LayerScaling
-from ropebend.server.app import create_app
-from ropebend.server.engine import Engine
-from ropebend.server.loading import EngineOptions
+from ropebend.server.engine.engine import Engine
+from ropebend.server.engine.loading import EngineOptions
+from ropebend.server.openai.app import create_app
 
 N_LAYER, N_EMBD, N_HEAD, N_FF, N_CTX_TRAIN = 3, 64, 4, 96, 256
 END, USER, ASSISTANT = "<|end|>", "<|user|>", "<|assistant|>"

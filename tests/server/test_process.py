@@ -13,7 +13,8 @@ import pytest
 import typer.models
 
 from ropebend.errors import RopebendError
-from ropebend.server.cli import listen, serve
+from ropebend.server.cli import serve
+from ropebend.server.process import listen
 
 from .conftest import N_CTX_TRAIN, Server, wait_for
 
@@ -160,7 +161,7 @@ def test_a_crash_of_the_engine_ends_the_process_whoever_does_not_read(
     start: Callable[..., Server], models: dict[str, Path]
 ) -> None:
     patch = (
-        "from ropebend.server.runner import Runner\nrun = Runner.run\n"
+        "from ropebend.server.engine.runner import Runner\nrun = Runner.run\n"
         "Runner.run = lambda r, step: 1 / (len(step.chunks[0].task.owner.request.prompt) - 7) and run(r, step)"
     )
     server = start(models["plain"], "--grace", "3600", patch=patch).wait_until_ready()
@@ -179,7 +180,9 @@ def test_a_crash_of_the_engine_ends_the_process_whoever_does_not_read(
 
 
 def test_a_signal_while_loading(start: Callable[..., Server], models: dict[str, Path]) -> None:
-    patch = "import threading\nimport ropebend.server.engine as e\ne.Engine._load = lambda _: threading.Event().wait()"
+    patch = """import threading
+from ropebend.server.engine.engine import Engine
+Engine._load = lambda _: threading.Event().wait()"""
     server = start(models["plain"], patch=patch).wait_until_listening()
     assert httpx.get(f"{server.url}/health").status_code == 503
     assert server.stop() == 0

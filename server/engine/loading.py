@@ -1,0 +1,231 @@
+"""What to load and what came of it: options in, `Facts` about the model and its context out."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import llama_cpp
+import llama_cpp.llama_cpp as lib
+
+from ropebend import __version__
+from ropebend.errors import RopebendError
+from ropebend.model import Context, Model, scaling_for
+from ropebend.model_info import ModelInfo
+from ropebend.scaling import LayerScaling, Plan
+from ropebend.server.engine.jobs import Pooling
+
+log = logging.getLogger("ropebend.server")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What to load and how to run it; sizes in tokens.
+
+    alias         model id to answer to; None: the file's general.name or its stem
+    n_ctx         0: the context the scales were tested at if the file says so, else the trained one
+    n_cells       KV cells, shared by all requests and the cache of ended ones; 0: n_ctx
+    n_slots       requests computed at once
+    n_batch       tokens of a step, after which a cancelled job stops
+    n_threads     0: every core this process may use
+    n_gpu_layers  -1: all
+    factors       scales to use instead of those in the file
+    no_scaling    run unscaled
+    pooling       of embeddings; None: what the file says, else "mean"
+    queue_size    jobs that may wait beside n_slots running ones
+    """
+
+    model: Path
+    alias: str | None = None
+    n_ctx: int = 0
+    n_cells: int = 0
+    n_slots: int = 16
+    n_batch: int = 512
+    n_ubatch: int = 512
+    n_threads: int = 0
+    n_gpu_layers: int = 0
+    flash_attn: bool = True
+    type_k: str = "f16"
+    type_v: str = "f16"
+    factors: Path | None = None
+    no_scaling: bool = False
+    pooling: Pooling | None = None
+    queue_size: int = 64
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the loaded model and context are; tokens unless said otherwise.
+
+    created     time of loading, seconds since 1970
+    bos, eos    text of the special tokens, "" if there is none
+    scaling     the scales in effect, or None
+    plan_hash   digest of the plan of a request that may fill the context, or None
+    n_cells     KV cells
+    n_slots     requests computed at once
+    n_seqs      sequences in the cache, running or ended
+    n_embd      length of an embedding
+    pooling     how it is made of the tokens' hidden states
+    add_bos     whether the tokeniser puts BOS before a text
+    shares_prefixes  False for models whose cache does not keep every position of a text
+    """
+
+    id: str
+    created: int
+    path: str
+    architecture: str
+    n_params: int
+    n_vocab: int
+    n_ctx: int
+    n_ctx_train: int
+    n_cells: int
+    n_slots: int
+    n_seqs: int
+    n_embd: int
+    pooling: Pooling
+    chat_template: str | None
+    bos: str
+    eos: str
+    scaling: LayerScaling | None
+    plan_hash: str | None
+    add_bos: bool
+    shares_prefixes: bool
+    build: str
+
+    def plan(self, scaled: bool, length: int) -> Plan | None:
+        """The plan of a request that may reach `length` tokens; None: unscaled."""
+        return self.scaling.plan(length) if scaled and self.scaling is not None else None
+
+
+def load_model(o: EngineOptions) -> Model:
+    """The model of these options.  RopebendError if it cannot be served."""
+    if o.n_gpu_layers != 0 and not lib.llama_supports_gpu_offload():
+        log.warning("this build of llama.cpp has no GPU support: --n-gpu-layers has no effect")
+    model = Model(o.model, n_gpu_layers=o.n_gpu_layers)
+    if lib.llama_model_has_encoder(model.handle):
+        name = f"{model.info.path}: {model.info.architecture}"
+        model.close()
+        raise RopebendError(f"{name} has an encoder; only decoder-only models are served")
+    return model
+
+
+def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
+    """A context for all slots, and the facts, which it logs."""
+    info = model.info
+    scaling = None if o.no_scaling else scaling_for(info, o.factors)
+    n_ctx, why = choose_n_ctx(o.n_ctx, info, scaling)
+    n_cells = o.n_cells or n_ctx
+    if n_cells < n_ctx:
+        raise RopebendError(f"--kv-size: expected at least the context of {n_ctx} tokens, got {n_cells}")
+    n_batch = min(o.n_batch, n_ctx)
+    # llama.cpp asserts that a batch has room for one output of each sequence
+    n_seqs = min(llama_cpp.llama_max_parallel_sequences(), n_batch)
+    n_slots = min(o.n_slots, n_seqs - 1)
+    sharing = shares_prefixes(model)
+    if not sharing:
+        n_seqs = n_slots  # nothing stays cached, and of a recurrent model each has a state, used or not
+    if n_slots < 1:
+        raise RopebendError(f"a context of {n_ctx} tokens and a batch of {n_batch} leave no room for a slot")
+    context = Context(
+        model,
+        n_ctx=n_cells,
+        n_batch=n_batch,
+        n_ubatch=o.n_ubatch,
+        n_seq_max=n_seqs,
+        n_threads=o.n_threads,
+        flash_attn=o.flash_attn,
+        type_k=o.type_k,
+        type_v=o.type_v,
+        scaling=scaling,
+    )
+    facts = Facts(
+        id=o.alias or info.name,
+        created=int(time.time()),
+        path=info.path,
+        architecture=info.architecture,
+        n_params=int(lib.llama_model_n_params(model.handle)),
+        n_vocab=model.n_vocab,
+        n_ctx=n_ctx,
+        n_ctx_train=info.n_ctx_train,
+        n_cells=n_cells,
+        n_slots=n_slots,
+        n_seqs=n_seqs,
+        n_embd=int(lib.llama_model_n_embd(model.handle)),
+        pooling=o.pooling or own_pooling(model),
+        chat_template=model.chat_template,
+        bos=_special(model, model.bos_token),
+        eos=_special(model, model.eos_token),
+        scaling=context.scaling,
+        plan_hash=context.scaling.plan(n_ctx).hash if context.scaling is not None else None,
+        add_bos=model.adds_bos,
+        shares_prefixes=sharing,
+        build=f"ropebend {__version__}, llama-cpp-python {llama_cpp.__version__}",
+    )
+    size = f"{info.n_layer} layers, {facts.n_params:,} parameters"
+    log.info("model %s: %s, %s", facts.id, info.architecture, size)
+    log.info("layer scales: %s", describe_scaling(scaling, o, info))
+    log.info("context: %s", describe_context(n_ctx, why, info, scaling))
+    log.info("slots: %d over %d shared KV cells", n_slots, n_cells)
+    return context, facts
+
+
+def shares_prefixes(model: Model) -> bool:
+    """Whether the cache keeps every position of a text, so that another one can begin with any part of it.
+
+    A recurrent state does not.  Nor does a sliding window: llama.cpp gives away cells that have left the window of
+    their sequence (``llama_kv_cache::find_slot``), also with ``swa_full``, and does not say which.
+    """
+    m = model.handle
+    recurrent = lib.llama_model_is_recurrent(m) or lib.llama_model_is_hybrid(m)
+    # llama.cpp says 0 of deepseek4, although it has a window
+    windowed = lib.llama_model_n_swa(m) > 0 or model.info.architecture == "deepseek4"
+    return not (recurrent or windowed)
+
+
+def own_pooling(model: Model) -> Pooling:
+    """How the file says that embeddings are made; "mean" if it does not, or of a ranking model."""
+    value = ctypes.create_string_buffer(16)
+    key = f"{model.info.architecture}.pooling_type".encode()
+    lib.llama_model_meta_val_str(model.handle, key, value, len(value))  # leaves it empty if the file has no such key
+    kinds: dict[bytes, Pooling] = {
+        b"%d" % lib.LLAMA_POOLING_TYPE_CLS: "cls",
+        b"%d" % lib.LLAMA_POOLING_TYPE_LAST: "last",
+    }
+    return kinds.get(value.value, "mean")
+
+
+def _special(model: Model, token: int) -> str:
+    return model.piece(token, special=True).decode(errors="replace") if token >= 0 else ""
+
+
+def choose_n_ctx(asked: int, info: ModelInfo, scaling: LayerScaling | None) -> tuple[int, str]:
+    """Context size in tokens, and why: `asked` if given, else what the scales were tested at, else the trained one."""
+    if asked:
+        return asked, "as asked"
+    tested = scaling.provenance.get("n_ctx") if scaling is not None else None
+    if type(tested) is int and tested > 0:
+        return tested, "what the scales were tested at"
+    return info.n_ctx_train, "what the model was trained at"
+
+
+def describe_scaling(scaling: LayerScaling | None, o: EngineOptions, info: ModelInfo) -> str:
+    """One line for the log: which scales are in effect and where they come from."""
+    if scaling is None:
+        off = o.no_scaling and info.scaling is not None
+        return "off (--no-scaling), although the file carries some" if off else "none"
+    low, high = min(scaling.layer_scale), max(scaling.layer_scale)
+    rope = scaling.rope
+    method = f", times {rope.method} {rope.factor:g}" if rope.method != "none" else ""
+    return f"{low:g} to {high:g}{method}, from {o.factors or 'the model file'}"
+
+
+def describe_context(n_ctx: int, why: str, info: ModelInfo, scaling: LayerScaling | None) -> str:
+    """One line for the log: the size, why, and plainly whether it goes beyond the training."""
+    line = f"{n_ctx} tokens ({why})"
+    if n_ctx <= info.n_ctx_train:
+        return line
+    help_ = "the layer scales stretch it" if scaling is not None else "nothing stretches it, expect worse answers there"
+    return f"{line}, {n_ctx / info.n_ctx_train:.3g} times the {info.n_ctx_train} the model was trained at: {help_}"

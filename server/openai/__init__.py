@@ -1,0 +1,1 @@
+"""The OpenAI API over HTTP: requests in, answers out.  It knows no llama.cpp."""

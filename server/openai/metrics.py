@@ -1,0 +1,59 @@
+"""/metrics: the engine's counters for Prometheus, read when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from ropebend.server.engine.engine import Engine
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class _Collector:
+    def __init__(self, engine: Engine):
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics, now."""
+        engine = self._engine
+        steps, jobs, scheduler = engine.step_stats, engine.stats, engine.scheduler
+        pool = scheduler.pool
+        counters = {
+            "prompt_tokens": ("Prompt tokens computed.", steps.prompt_tokens),
+            "prompt_tokens_cached": ("Prompt tokens taken from the cache instead of computed.", jobs.cached_tokens),
+            "prompt_seconds": ("Time of decodes, the share of prompt tokens.", steps.prompt_seconds),
+            "tokens_predicted": ("Tokens generated.", steps.generated_tokens),
+            "tokens_predicted_seconds": ("Time of decodes, the share of generated tokens.", steps.generated_seconds),
+            "n_decode": ("Calls of llama_decode.", steps.steps),
+            "n_busy_slots": ("Sequences in a decode, summed over decodes.", steps.busy_slots),
+            "step_seconds": ("Time of all steps: planning, decode, sampling and delivery.", steps.seconds),
+            "decode_seconds": ("Of it inside llama_decode.", steps.decode_seconds),
+            "sample_seconds": ("Of it choosing tokens.", steps.sample_seconds),
+            "preemptions": ("Requests pushed out of the KV cache and computed again.", scheduler.n_preempted),
+        }
+        for name, (help_, value) in counters.items():
+            yield CounterMetricFamily(f"ropebend:{name}", help_, value=value)
+        requests = CounterMetricFamily("ropebend:requests", "Requests by their end.", labels=["end"])
+        for end, value in (("done", jobs.done), ("cancelled", jobs.cancelled), ("failed", jobs.failed)):
+            requests.add_metric([end], value)
+        yield requests
+        gauges = {
+            "requests_open": ("Requests that have not ended.", engine.n_open),
+            "requests_processing": ("Sequences being computed.", len(scheduler.running)),
+            "requests_deferred": ("Sequences waiting for a slot.", scheduler.n_waiting),
+            "kv_cells": ("Cells of the KV cache.", pool.n_cells),
+            "kv_cells_used": ("Of them in use, cached sequences included.", pool.n_cells - pool.n_free),
+            "kv_cached_sequences": ("Sequences that have ended and stay cached.", len(pool.cached)),
+        }
+        for name, (help_, value) in gauges.items():
+            yield GaugeMetricFamily(f"ropebend:{name}", help_, value=value)
+
+
+def text(engine: Engine) -> bytes:
+    """The counters of this engine in Prometheus' text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(engine))
+    return generate_latest(registry)

@@ -1,0 +1,1 @@
+"""Grammars and JSON schemas that an answer must follow."""

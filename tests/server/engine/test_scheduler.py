@@ -1,0 +1,333 @@
+"""The scheduler and the pool without a model: a memory that only remembers which tokens lie where."""
+
+from __future__ import annotations
+
+from array import array
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ropebend.server.engine.kv_pool import KVPool, common_prefix
+from ropebend.server.engine.scheduler import Scheduler, Step, Task
+
+
+class FakeMemory:
+    """Token lists by sequence id, as llama.cpp would hold them."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, list[tuple[str, int]]] = {}
+        self.copied = 0
+
+    def seq_cp(self, src: int, dst: int, p0: int = -1, p1: int = -1) -> None:
+        assert not self.held.get(dst)
+        self.held[dst] = self.held[src][max(p0, 0) : p1]
+        self.copied += p1
+
+    def seq_rm(self, seq: int, p0: int = -1, p1: int = -1) -> None:
+        self.held.pop(seq, None)
+
+    def compute(self, step: Step) -> None:
+        assert len({c.task.alone for c in step.chunks}) == 1
+        for c in step.chunks:
+            assert c.task.key == step.key
+            assert c.task.seq is not None
+            held = self.held.setdefault(c.task.seq.id, [])
+            assert len(held) == c.start
+            held += [(step.key, t) for t in c.task.tokens[c.start : c.start + c.n]]
+
+
+class Machine:
+    """A scheduler whose tasks all generate token 1 until they are full."""
+
+    def __init__(self, n_cells: int = 100, n_seqs: int = 9, n_slots: int = 4, n_batch: int = 16, n_rows: int = 4):
+        self.memory = FakeMemory()
+        self.pool = KVPool(self.memory, n_cells, n_seqs)
+        self.scheduler = Scheduler(self.pool, n_slots, n_batch, n_rows)
+        self.computed = 0
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Those that have not ended."""
+        return [*self.scheduler.running, *chain(*self.scheduler._waiting.values())]
+
+    def add(self, prompt: list[int], n_new: int, key: str = "", group: object = None, all_rows: bool = False) -> Task:
+        task = Task(group or object(), key, array("i", prompt), len(prompt) + n_new, all_rows, alone=all_rows)
+        self.scheduler.add(task)
+        return task
+
+    def step(self) -> Step | None:
+        step = self.scheduler.next_step()
+        if step is None:
+            return None
+        n = sum(c.n for c in step.chunks)
+        assert 0 < n <= self.scheduler.n_batch
+        self.computed += n
+        self.memory.compute(step)
+        for c in step.chunks:
+            if c.is_last:
+                if len(c.task.tokens) == c.task.n_max:
+                    self.scheduler.finish(c.task)
+                else:
+                    c.task.tokens.append(1)
+        self.check()
+        return step
+
+    def run(self) -> int:
+        """Steps until nothing is left."""
+        n = 0
+        while self.scheduler.busy:
+            assert self.step() is not None, "it hangs"
+            n += 1
+        return n
+
+    def check(self) -> None:
+        """The books agree with the memory, and no cell is lost or counted twice."""
+        sequences = [*self.pool.running, *self.pool.cached.values()]
+        used = {c for s in sequences for c in s.cells}
+        assert self.pool.n_free == self.pool.n_cells - len(used)
+        for s in sequences:
+            assert self.memory.held.get(s.id, []) == [(s.key, t) for t in s.tokens[: s.n_computed]]
+        assert len({s.id for s in sequences}) == len(sequences)
+        assert set(self.memory.held) <= {s.id for s in sequences}
+
+
+DOCUMENT = list(range(100, 140))
+
+
+def test_a_document_being_computed_is_shared() -> None:
+    m = Machine(n_cells=200)
+    tasks = [m.add([*DOCUMENT, 50 + i], 3) for i in range(4)]
+    m.run()
+    assert m.computed == len(DOCUMENT) + 4 + 4 * 3  # the document once
+    assert [t.n_cached for t in tasks] == [0, 40, 40, 40]
+
+
+def test_an_ended_text_is_taken_up_again() -> None:
+    m = Machine()
+    m.add(DOCUMENT, 5)
+    m.run()
+    again = m.add([*DOCUMENT, 1, 1, 1, 7], 1)
+    m.run()
+    assert again.n_cached == 43
+    assert len(m.pool.cached) == 2
+    longer = m.add([*DOCUMENT, 1, 1, 1, 7, 1, 9], 1)
+    m.run()
+    assert longer.n_cached == 45
+    assert len(m.pool.cached) == 2  # what it begins with was dropped
+
+
+def test_plans_are_never_mixed_and_share_nothing() -> None:
+    m = Machine(n_cells=200)
+    tasks = [m.add(DOCUMENT, 3, key) for key in ("", "a", "", "a")]
+    m.run()  # `compute` asserts that a step has one plan
+    assert [t.n_cached for t in tasks] == [0, 0, 39, 39]
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+    m = Machine(n_cells=500)
+    m.add(list(range(100, 400)), 1)
+    m.step()
+    short = m.add([5, 6, 7], 1)
+    step = m.step()
+    assert step is not None
+    assert [(c.task is short, c.n) for c in step.chunks] == [(True, 3), (False, 13)]
+
+
+def test_texts_being_written_go_on_while_a_long_prompt_is_computed() -> None:
+    m = Machine(n_cells=500)
+    writer = m.add([5], 50)
+    m.step()
+    m.add(list(range(100, 400)), 1)
+    for _ in range(10):
+        before = len(writer.tokens)
+        m.step()
+        assert len(writer.tokens) == before + 1
+
+
+def test_a_request_of_many_texts_leaves_slots_to_others() -> None:
+    m = Machine(n_cells=500)
+    group = object()
+    for i in range(20):
+        m.add([i + 2, 3], 4, group=group)
+    m.step()
+    other = m.add([99, 98], 1)
+    steps = 0
+    while other.n_cached < 0 or other in m.scheduler.running:
+        m.step()
+        steps += 1
+    assert steps < 10
+
+
+def test_a_request_of_many_texts_is_admitted_without_looking_at_all_of_them_each_time() -> None:
+    looks = 0
+
+    class Counted(Task):
+        def __getattribute__(self, name: str) -> Any:
+            nonlocal looks
+            looks += name == "arrival"
+            return super().__getattribute__(name)
+
+    m, group, n = Machine(), object(), 200
+    for i in range(n):
+        m.scheduler.add(Counted(group, "", array("i", [i + 2]), 1))
+    assert m.scheduler.n_waiting == n
+    m.run()
+    assert m.scheduler.n_waiting == 0
+    assert looks < 10 * n
+
+
+def test_every_output_of_an_echo_is_computed_in_small_parts() -> None:
+    m = Machine()
+    m.add(DOCUMENT, 1)
+    m.run()
+    echo = m.add(DOCUMENT, 0, all_rows=True)
+    while m.scheduler.busy:
+        step = m.step()
+        assert step is not None
+        assert all(c.n <= 4 for c in step.chunks)
+    assert echo.n_cached == 0
+
+
+def test_the_longest_unused_goes_first() -> None:
+    m = Machine(n_cells=110, n_seqs=20)
+    for first in (200, 300):
+        m.add(list(range(first, first + 40)), 0)
+        m.run()
+    touched = m.add([*range(200, 240), 9], 0)
+    m.run()
+    assert touched.n_cached == 40
+    m.add(list(range(400, 440)), 0)
+    m.run()
+    firsts = {s.tokens[0] for s in m.pool.cached.values()}
+    assert firsts == {200, 400}
+
+
+def test_short_texts_do_not_fill_the_cache_that_long_ones_share() -> None:
+    m = Machine(n_cells=8192, n_seqs=200, n_batch=512)
+    m.add(list(range(1000, 2000)), 0)
+    for i in range(100):
+        m.add([i, *range(3000, 3049)], 0)  # 50 tokens
+    m.run()
+    lengths = [s.n_computed for s in m.pool.cached.values()]
+    assert sorted(lengths, reverse=True) == [1000, *[50] * 5]  # 256 cells for short ones
+    assert {s.tokens[0] for s in m.pool.cached.values()} == {1000, *range(95, 100)}
+
+
+def test_many_running_texts_do_not_pay_for_short_ended_ones_but_share_them_first() -> None:
+    m = Machine(n_cells=8192, n_seqs=200, n_slots=16, n_batch=512)
+    long, short = list(range(1000, 2000)), list(range(3000, 3050))
+    m.add(long, 0)
+    m.add(short, 0)
+    m.run()
+    tasks = [m.add([*short, i], 8) for i in range(8)]
+    m.step()
+    assert [t.n_cached for t in tasks] == [50] * 8
+    assert [s.n_computed for s in m.pool.cached.values()] == [1000]
+    m.run()
+    assert {s.n_computed for s in m.pool.cached.values()} == {1000, 59}  # the last ones to end had little company
+
+
+@pytest.mark.parametrize(("n_running", "kept"), [(4, [50]), (5, [])])
+def test_short_ended_texts_stay_beside_four_running_ones_but_no_more(n_running: int, kept: list[int]) -> None:
+    m = Machine(n_cells=8192, n_seqs=200, n_slots=16, n_batch=512)
+    m.add(list(range(3000, 3050)), 0)
+    m.run()
+    for i in range(n_running):
+        m.add([i, 500], 8)
+    m.step()
+    assert [s.n_computed for s in m.pool.cached.values()] == kept
+
+
+def test_of_many_short_texts_of_one_token_the_common_beginning_is_computed_once() -> None:
+    m = Machine(n_cells=8192, n_seqs=200, n_slots=16, n_batch=512)
+    tasks = [m.add([*range(3000, 3200), i], 0) for i in range(40)]  # the first ends in the step that computes it
+    assert m.run() == 4
+    assert m.computed == 200 + 40
+    assert [t.n_cached for t in tasks] == [0, *[200] * 39]
+
+
+def test_too_many_texts_for_the_cells_are_pushed_out_and_end_all_the_same() -> None:
+    m = Machine(n_cells=100, n_slots=4)
+    tasks = [m.add([10 * i + 2, 3], 80) for i in range(4)]
+    m.run()
+    assert m.scheduler.n_preempted > 0
+    assert all(len(t.tokens) == t.n_max for t in tasks)
+
+
+def test_when_the_one_that_computes_ends_the_next_takes_over() -> None:
+    m = Machine(n_cells=200)
+    first, *others = [m.add([*DOCUMENT, 50 + i], 2) for i in range(4)]
+    m.step()
+    m.scheduler.finish(first)  # cancelled with 16 of the 40 tokens
+    m.run()
+    assert m.computed == len(DOCUMENT) + 3 + 3 * 2
+    assert [t.n_cached for t in others] == [16, 40, 40]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_nothing_is_lost(keep: bool) -> None:
+    m = Machine()
+    for i in range(6):
+        m.add([*DOCUMENT[: 7 * i], i], 5)
+    for _ in range(4):
+        m.step()
+    for task in m.tasks:
+        (m.scheduler.finish if keep else m.scheduler.discard)(task)
+    m.check()
+    m.pool.clear_cached()
+    assert m.pool.n_free == m.pool.n_cells
+    assert not m.memory.held
+    assert not m.scheduler.busy
+    assert m.scheduler.n_waiting == 0
+
+
+@given(st.lists(st.integers(0, 2), max_size=12), st.lists(st.integers(0, 2), max_size=12), st.integers(0, 12))
+def test_common_prefix(a: list[int], b: list[int], limit: int) -> None:
+    n = 0
+    while n < min(len(a), len(b), limit) and a[n] == b[n]:
+        n += 1
+    assert common_prefix(array("i", a), array("i", b), limit) == n
+
+
+job = st.tuples(
+    st.lists(st.integers(2, 4), min_size=1, max_size=30),  # few tokens: many common beginnings
+    st.integers(0, 25),
+    st.sampled_from(["", "a"]),
+    st.booleans(),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(job, min_size=1, max_size=14),
+    st.integers(2, 6),
+    st.integers(56, 90),
+    st.randoms(use_true_random=False),
+)
+def test_any_load_is_worked_off(
+    jobs: list[tuple[list[int], int, str, bool]], n_slots: int, n_cells: int, random
+) -> None:  # type: ignore[no-untyped-def]
+    m = Machine(n_cells=n_cells, n_seqs=n_slots + 3, n_slots=n_slots, n_batch=8, n_rows=3)
+    left = list(jobs)
+    dropped = []
+    for _ in range(2000):
+        if left and random.random() < 0.3:
+            prompt, n_new, key, all_rows = left.pop()
+            m.add(prompt, n_new, key, all_rows=all_rows)
+        everyone = m.tasks
+        if everyone and random.random() < 0.05:
+            dropped.append(random.choice(everyone))
+            random.choice([m.scheduler.finish, m.scheduler.discard])(dropped[-1])
+            m.check()
+        if m.scheduler.busy:
+            assert m.step() is not None, "it hangs"
+        elif not left:
+            break
+    assert not m.scheduler.busy
+    m.pool.clear_cached()
+    assert m.pool.n_free == n_cells
+    assert np.all(m.pool._owners == 0)
