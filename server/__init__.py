@@ -1,1 +1,5 @@
-"""The OpenAI-compatible server: an engine that knows no HTTP, routes that know no llama.cpp."""
+"""The OpenAI-compatible server.
+
+`engine` runs texts on llama.cpp and knows no HTTP, `openai` is the API over HTTP and knows no llama.cpp; `chat` makes
+prompts of messages and messages of answers, `structured` grammars of schemas.
+"""
