@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ..conftest import ask
+from .conftest import ask
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 
