@@ -22,7 +22,8 @@ from typing_extensions import Self
 from ropebend.errors import RopebendError, UsageError
 from ropebend.model_info import ModelInfo
 from ropebend.native import Hook, captured_log, quiet_llama_log, turns_keys
-from ropebend.scaling import LayerScaling, Plan
+from ropebend.plan import Plan
+from ropebend.scaling import LayerScaling
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 

@@ -17,7 +17,7 @@ import llama_cpp.llama_cpp as lib
 
 from ropebend import _native
 from ropebend.errors import RopebendError
-from ropebend.scaling import Plan
+from ropebend.plan import Plan
 
 
 @functools.cache

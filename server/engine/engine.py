@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from ropebend.errors import RopebendError
 from ropebend.model import Context, Model
-from ropebend.scaling import Plan
+from ropebend.plan import Plan
 from ropebend.server.engine.jobs import Cancelled, Done, Event, Failed, Generation, Job, QueueFull, Request, Unavailable
 from ropebend.server.engine.kv_pool import KVPool
 from ropebend.server.engine.loading import EngineOptions, Facts, load_context, load_model

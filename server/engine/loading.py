@@ -15,7 +15,8 @@ from ropebend import __version__
 from ropebend.errors import RopebendError
 from ropebend.model import Context, Model, scaling_for
 from ropebend.model_info import ModelInfo
-from ropebend.scaling import LayerScaling, Plan
+from ropebend.plan import Plan
+from ropebend.scaling import LayerScaling
 from ropebend.server.engine.jobs import Pooling
 
 log = logging.getLogger("ropebend.server")

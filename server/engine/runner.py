@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ropebend.errors import RopebendError
 from ropebend.model import Batch, Context
-from ropebend.scaling import Plan
+from ropebend.plan import Plan
 from ropebend.server.engine.scheduler import Chunk, Step, Task
 from ropebend.server.engine.writer import EmbeddingWriter, TextWriter
 

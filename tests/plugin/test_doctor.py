@@ -7,7 +7,7 @@ import pytest
 from ropebend import Model
 from ropebend.doctor import Check, examine, ranges
 from ropebend.native import Hook
-from ropebend.scaling import Plan
+from ropebend.plan import Plan
 
 
 def failed(checks: Iterator[Check]) -> list[str]:

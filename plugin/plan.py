@@ -1,0 +1,33 @@
+"""`Plan`: the numbers that the native hook applies to each layer's rope."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the native hook applies, per layer; float32 arrays of shape [n_layer].
+
+    stretch          divides freq_scale
+    base_stretch     r in freq_base * r^(d/(d-2)), d = rotary dimensions of the node
+    yarn_factor      > 0 turns YaRN on with this factor's magnitude; 0 leaves the node's own
+    yarn_n_ctx_orig  YaRN's original context in tokens
+    """
+
+    stretch: npt.NDArray[np.float32]
+    base_stretch: npt.NDArray[np.float32]
+    yarn_factor: float = 0.0
+    yarn_n_ctx_orig: int = 0
+
+    @property
+    def hash(self) -> str:
+        """Hex digest of everything that changes the keys in a KV cache; part of every cache key."""
+        h = hashlib.sha256()
+        for a in (self.stretch, self.base_stretch, np.array([self.yarn_factor, self.yarn_n_ctx_orig], "<f8")):
+            h.update(np.ascontiguousarray(a).tobytes() + b"|")
+        return h.hexdigest()[:16]
