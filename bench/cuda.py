@@ -36,7 +36,7 @@ import typer
 from search import kv_spec
 
 from ropebend import Context, LayerScaling, Model
-from ropebend.cli import run_app
+from ropebend.entry import run_app
 from ropebend.errors import RopebendError, UsageError
 from ropebend.model import available_threads
 from ropebend.native import captured_log

@@ -22,8 +22,8 @@ from decode import NEEDLE
 from rich.console import Console
 from rich.progress import Progress
 
-from ropebend.cli import run_app
 from ropebend.cli.search import print_outcome, search_with_progress
+from ropebend.entry import run_app
 from ropebend.errors import UsageError
 from ropebend.evaluate import Row
 from ropebend.model_info import ModelInfo

@@ -13,18 +13,18 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+if TYPE_CHECKING:
+    from ropebend.convert.job import Job
+    from ropebend.convert.transfer import Progress
 
 try:
     import typer
 
-    from ropebend.convert.gguf_file import GgufFile
-    from ropebend.convert.job import Job
-    from ropebend.convert.report import done, facts, planned
-    from ropebend.convert.split import Shards
-    from ropebend.convert.transfer import Progress
+    from ropebend.convert.shards import Shards
+    from ropebend.entry import run_app
     from ropebend.errors import RopebendError, UsageError
-    from ropebend.scaling import LayerScaling
 except ModuleNotFoundError as e:
     if __name__ != "__main__":
         raise
@@ -102,6 +102,11 @@ def add_scales(
     stopped by Ctrl-C or SIGTERM.
     With nothing to remove, --remove --in-place is done (0), and --remove to another file is an error (1).
     """
+    from ropebend.convert.gguf_file import GgufFile  # gguf-py takes longer to import than --help to print
+    from ropebend.convert.job import Job
+    from ropebend.convert.report import done, facts, planned
+    from ropebend.scaling import LayerScaling
+
     try:
         if remove and factors is not None:
             raise UsageError(f"--remove takes no factors file, got {factors}")
@@ -126,12 +131,8 @@ def add_scales(
 
 
 def main() -> None:
-    """Run the command; errors go to stderr as one line, without a traceback."""
-    try:
-        app()
-    except RopebendError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2 if isinstance(e, UsageError) else 1)
+    """Run the command."""
+    run_app(app)
 
 
 @contextlib.contextmanager

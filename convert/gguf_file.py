@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
-from ropebend.errors import RopebendError
+from ropebend.errors import FileError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # the same layout; 3 only added big-endian files
@@ -82,7 +82,7 @@ class GgufFile:
     data              (start, end) of the tensor data, up to the end of the file
     padded            False if a file without tensors ends before its padding does
 
-    Making one raises RopebendError naming the file, the place, what was found and what was expected.
+    Making one raises FileError naming the file, the place, what was found and what was expected.
     """
 
     def __init__(self, path: Path, fd: int | None = None) -> None:
@@ -92,14 +92,14 @@ class GgufFile:
         try:
             # Before opening: a FIFO would block in open().
             if fd is None and not stat.S_ISREG(os.stat(path).st_mode):
-                raise RopebendError(f"{path}: not a regular file")
+                raise FileError(f"{path}: not a regular file")
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if fd is None else os.dup(fd)
             self.status = os.fstat(self.fd)
             self.size = self.status.st_size
             self._scan()
         except (OSError, ValueError) as e:  # ValueError: a NUL in the name
             self.close()
-            raise RopebendError(f"{path}: {e.strerror if isinstance(e, OSError) else e}") from None
+            raise FileError(f"{path}: {e.strerror if isinstance(e, OSError) else e}") from None
         except BaseException:
             self.close()
             raise
@@ -121,7 +121,7 @@ class GgufFile:
         while start < end:
             chunk = os.pread(self.fd, min(most or CHUNK, end - start), start)
             if not chunk:
-                raise RopebendError(f"{self.path}: ended at byte {start} while being read; expected {end} bytes")
+                raise FileError(f"{self.path}: ended at byte {start} while being read; expected {end} bytes")
             start += len(chunk)
             yield chunk
 
@@ -129,7 +129,7 @@ class GgufFile:
         """Raise RopebendError if the file was written to since it was opened."""
         now = os.fstat(self.fd)
         if (now.st_size, now.st_mtime_ns) != (self.size, self.status.st_mtime_ns):
-            raise RopebendError(
+            raise FileError(
                 f"{self.path}: another program wrote to this file meanwhile "
                 f"({self.size:,} bytes, now {now.st_size:,}); try again when it is done"
             )
@@ -140,7 +140,7 @@ class GgufFile:
         if pair is None:
             return None
         if pair.end - pair.value > MAX_VALUE_BYTES:
-            raise RopebendError(
+            raise FileError(
                 f"{self.path}: {key}: expected at most {MAX_VALUE_BYTES} bytes, got {pair.end - pair.value}"
             )
         raw = b"".join(self.chunks(pair.value, pair.end))
@@ -150,10 +150,10 @@ class GgufFile:
             try:
                 return raw[8:].decode("utf-8")
             except UnicodeDecodeError:
-                raise RopebendError(f"{self.path}: {key}: expected UTF-8 text, got {raw[8:60]!r}") from None
+                raise FileError(f"{self.path}: {key}: expected UTF-8 text, got {raw[8:60]!r}") from None
         item_type, count = struct.unpack_from(f"{self.order}IQ", raw)
         if item_type not in SCALAR_FORMATS:
-            raise RopebendError(f"{self.path}: {key}: expected an array of numbers, got an array of type {item_type}")
+            raise FileError(f"{self.path}: {key}: expected an array of numbers, got an array of type {item_type}")
         return list(struct.unpack_from(f"{self.order}{count}{SCALAR_FORMATS[item_type]}", raw, 12))
 
     # ---- the scanner
@@ -164,14 +164,14 @@ class GgufFile:
         self.order = "<"
         magic = self._peek(4)
         if magic != MAGIC:
-            raise RopebendError(f"{self.path}: not a GGUF file: expected it to start with {MAGIC!r}, got {magic!r}")
+            raise FileError(f"{self.path}: not a GGUF file: expected it to start with {MAGIC!r}, got {magic!r}")
         self._pos = 4
         self.version = self._u32("the version")
         if self.version & 0xFFFF == 0 and self.version != 0:
             self.order = ">"
             self.version = int.from_bytes(self.version.to_bytes(4, "little"), "big")
         if self.version not in VERSIONS:
-            raise RopebendError(f"{self.path}: GGUF version: expected 2 or 3, got {self.version}")
+            raise FileError(f"{self.path}: GGUF version: expected 2 or 3, got {self.version}")
         self.n_tensors = self._count(self._u64("the number of tensors"), _MIN_INFO, "tensors", MAX_TENSORS)
         n_pairs = self._count(self._u64("the number of keys"), _MIN_PAIR, "keys", MAX_KEYS)
         self.pairs: dict[str, KeyValue] = {}
@@ -189,7 +189,7 @@ class GgufFile:
         self.infos = (start, self._pos)
         data = pad(self._pos, self.alignment)
         if self.n_tensors and data + needed > self.size:
-            raise RopebendError(
+            raise FileError(
                 f"{self.path}: truncated: tensor {last!r} ends at byte {data + needed}, the file at {self.size}"
             )
         self.padded = data <= self.size
@@ -328,7 +328,7 @@ class GgufFile:
         self._pos += n
 
     def _fail(self, what: str, problem: str, pos: int | None = None) -> NoReturn:
-        raise RopebendError(f"{self.path}: {what} at byte {self._pos if pos is None else pos}: {problem}")
+        raise FileError(f"{self.path}: {what} at byte {self._pos if pos is None else pos}: {problem}")
 
 
 def pad(position: int, alignment: int) -> int:

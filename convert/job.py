@@ -12,7 +12,8 @@ from ropebend.convert.fit import fit
 from ropebend.convert.gguf_file import GgufFile
 from ropebend.convert.rewrite import Rewrite, other_pairs
 from ropebend.convert.room import Edit, plan_edit
-from ropebend.convert.split import Part, Shards, other_parts, placing, putting_back_on_error, refuse_other_parts
+from ropebend.convert.shards import Shards
+from ropebend.convert.split import Part, other_parts, placing, putting_back_on_error, refuse_other_parts
 from ropebend.convert.target import Target, can_share, check_space, choose_target, lock, replacing
 from ropebend.convert.transfer import Progress, write_at
 from ropebend.convert.verify import read_back, verify

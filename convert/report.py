@@ -6,8 +6,8 @@ import shlex
 from collections import Counter
 from typing import Any
 
+from ropebend import gguf_keys
 from ropebend.convert.job import Job, Outcome
-from ropebend.scaling import Keys
 
 
 def facts(job: Job, outcome: Outcome | None) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def done(job: Job, outcome: Outcome) -> list[str]:
     if outcome.how == "unchanged":
         return [_unchanged(job)]
     if scaling is None:
-        what = f"removed {len(rewrite.replaced)} {Keys.PREFIX.rstrip('.')} keys"
+        what = f"removed {len(rewrite.replaced)} {gguf_keys.PREFIX.rstrip('.')} keys"
     else:
         scales = scaling.layer_scale
         what = f"{len(scales)} layers, scale {min(scales):g} to {max(scales):g}, method {scaling.rope.method}"

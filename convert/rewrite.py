@@ -8,19 +8,20 @@ from typing import Any
 
 from gguf import GGUFValueType
 
+from ropebend import gguf_keys
 from ropebend.convert.gguf_file import CHUNK, HEADER_SIZE, MAX_VALUE_BYTES, SCALAR_FORMATS, GgufFile, KeyValue, pad
 from ropebend.convert.room import with_room
 from ropebend.convert.transfer import BLOCK, Progress, transfer, write_at
 from ropebend.errors import RopebendError
-from ropebend.scaling import Keys, LayerScaling
+from ropebend.scaling import LayerScaling
 
 TYPES = {
-    Keys.VERSION: GGUFValueType.UINT32,
-    Keys.LAYER_SCALE: GGUFValueType.ARRAY,  # of FLOAT32
-    Keys.METHOD: GGUFValueType.STRING,
-    Keys.FACTOR: GGUFValueType.FLOAT32,
-    Keys.ORIGINAL_CONTEXT: GGUFValueType.UINT32,
-    Keys.PROVENANCE: GGUFValueType.STRING,
+    gguf_keys.VERSION: GGUFValueType.UINT32,
+    gguf_keys.LAYER_SCALE: GGUFValueType.ARRAY,  # of FLOAT32
+    gguf_keys.METHOD: GGUFValueType.STRING,
+    gguf_keys.FACTOR: GGUFValueType.FLOAT32,
+    gguf_keys.ORIGINAL_CONTEXT: GGUFValueType.UINT32,
+    gguf_keys.PROVENANCE: GGUFValueType.STRING,
 }
 
 
@@ -44,7 +45,7 @@ class Rewrite:
         metadata = scaling.to_metadata() if scaling else {}
         self.added = {k: encode(k, v, source.order) for k, v in metadata.items()}
         self.kept = other_pairs(source)
-        self.replaced = [k for k in source.pairs if k.startswith(Keys.PREFIX) and not k.startswith(Keys.ROOM)]
+        self.replaced = [k for k in source.pairs if k.startswith(gguf_keys.PREFIX) and not k.startswith(gguf_keys.ROOM)]
         end = HEADER_SIZE + sum(p.end - p.start for p in self.kept)
         self._ours, n_ours = b"".join(self.added.values()), len(self.added)
         # Without tensors, room that is no multiple of the alignment would change how the file ends.
@@ -87,7 +88,7 @@ class Rewrite:
 
 def other_pairs(file: GgufFile) -> list[KeyValue]:
     """The pairs that are not ours, in the order of the file."""
-    return [pair for key, pair in file.pairs.items() if not key.startswith(Keys.PREFIX)]
+    return [pair for key, pair in file.pairs.items() if not key.startswith(gguf_keys.PREFIX)]
 
 
 def header(file: GgufFile, n_pairs: int) -> bytes:

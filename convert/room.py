@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 from gguf import GGUFValueType
 
+from ropebend import gguf_keys
 from ropebend.convert.gguf_file import MAX_VALUE_BYTES, GgufFile, KeyValue, pad
 from ropebend.convert.transfer import BLOCK
-from ropebend.scaling import Keys
 
-BEFORE, AFTER, STAND_IN = Keys.ROOM + "before", Keys.ROOM + "after", Keys.ROOM + "{}"
-N_KEYS = 6  # the keys of `Keys`, with stand-ins for those that are missing
+BEFORE, AFTER, STAND_IN = gguf_keys.ROOM + "before", gguf_keys.ROOM + "after", gguf_keys.ROOM + "{}"
+N_KEYS = 6  # the keys of `gguf_keys`, with stand-ins for those that are missing
 GROWTH = 1024  # bytes by which the keys may grow at least
 SECTOR = 512  # what a disk writes whole or not at all
 
@@ -48,7 +48,7 @@ def with_room(pairs: Mapping[str, bytes], at: int, order: str) -> tuple[bytes, i
     before = _array(BEFORE, 0, order)
     first = b""
     if (at + len(before) - 8) // SECTOR != (at + len(before) - 1) // SECTOR:
-        first = keys.pop(Keys.VERSION)  # never changes; it moves the count off the border of two sectors
+        first = keys.pop(gguf_keys.VERSION)  # never changes; it moves the count off the border of two sectors
     n_keys = N_KEYS - (1 if first else 0)
     n_slot = len(_slot(keys, n_keys, 0, order))
     size = pad(len(first) + len(before) + 2 * (n_slot + GROWTH), BLOCK)
@@ -61,10 +61,10 @@ def plan_edit(source: GgufFile, pairs: Mapping[str, bytes]) -> Edit | None:
 
     None if they cannot: there is no room, it is too small, or the change could be seen half done.
     """
-    ours = {k: p for k, p in source.pairs.items() if k.startswith(Keys.PREFIX)}
+    ours = {k: p for k, p in source.pairs.items() if k.startswith(gguf_keys.PREFIX)}
     if sum(p.end - p.start for p in ours.values()) > MAX_VALUE_BYTES:
         return None
-    found = {k: _bytes(source, k) for k in ours if not k.startswith(Keys.ROOM)}
+    found = {k: _bytes(source, k) for k in ours if not k.startswith(gguf_keys.ROOM)}
     if found == pairs:
         return Edit()
     if BEFORE in ours and AFTER in ours:
@@ -85,8 +85,8 @@ def _within_room(source: GgufFile, pairs: Mapping[str, bytes]) -> Edit | None:
     i, j = order.index(BEFORE), order.index(AFTER)
     before, after = source.pairs[BEFORE], source.pairs[AFTER]
     slot = order[i + 1 : j]
-    ours = {k for k in order if k.startswith(Keys.PREFIX)}
-    first = {Keys.VERSION} - set(slot)
+    ours = {k for k in order if k.startswith(gguf_keys.PREFIX)}
+    first = {gguf_keys.VERSION} - set(slot)
     keys = {k: v for k, v in pairs.items() if k not in first}
     if (
         set(slot) | first | {BEFORE, AFTER} != ours

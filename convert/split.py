@@ -6,10 +6,10 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 from ropebend.convert.gguf_file import GgufFile
+from ropebend.convert.shards import Shards
 from ropebend.convert.target import (
     SPLIT_NAME,
     Target,
@@ -20,15 +20,7 @@ from ropebend.convert.target import (
     temporary_name,
 )
 from ropebend.convert.transfer import CANNOT, Progress, transfer
-from ropebend.errors import RopebendError, UsageError
-
-
-class Shards(str, Enum):
-    """What becomes of the other parts of a split model."""
-
-    LINK = "link"  # hard links: no space, the same file under another name
-    SYMLINK = "symlink"
-    COPY = "copy"
+from ropebend.errors import FileError, UsageError
 
 
 @dataclass(frozen=True)
@@ -48,11 +40,11 @@ def refuse_other_parts(source: GgufFile) -> int:
         return 1
     number = source.value("split.no")
     if type(number) is not int or not 0 <= number < count:
-        raise RopebendError(f"{source.path}: split.no: expected 0 to {count - 1}, got {number!r:.80}")
+        raise FileError(f"{source.path}: split.no: expected 0 to {count - 1}, got {number!r:.80}")
     if number > 0:
         named = SPLIT_NAME.fullmatch(source.path.name)
         first = source.path.with_name(part_name(named["prefix"], 0, count)) if named else "the file whose split.no is 0"
-        raise RopebendError(
+        raise FileError(
             f"{source.path}: part {number + 1} of {count}; metadata is in the first part only, give {first}"
         )
     return count
@@ -67,7 +59,7 @@ def other_parts(source: GgufFile, count: int, target: Target) -> list[Part]:
     if count == 1 or target.in_place:
         return []
     prefixes = []
-    for path, error in ((source.path, RopebendError), (target.path, UsageError)):
+    for path, error in ((source.path, FileError), (target.path, UsageError)):
         named = SPLIT_NAME.fullmatch(path.name)
         if named is None or (int(named["number"]), int(named["count"])) != (1, count):
             ending = part_name("", 0, count)
@@ -81,15 +73,15 @@ def other_parts(source: GgufFile, count: int, target: Target) -> list[Part]:
         )
         with GgufFile(a) as part:
             if (part.value("split.no"), part.value("split.count")) != (i, count):
-                raise RopebendError(
+                raise FileError(
                     f"{a}: expected part {i + 1} of {count}, got split.no {part.value('split.no')!r:.20} "
                     f"of split.count {part.value('split.count')!r:.20}"
                 )
         there = b.exists() and os.path.samefile(a, b)
         if b.exists() and not b.is_file():
-            raise RopebendError(f"{b}: exists and is not a regular file")
+            raise FileError(f"{b}: exists and is not a regular file")
         if os.path.lexists(b) and not there and not target.overwrite:
-            raise RopebendError(f"{b}: exists; use --force to overwrite it, or -o for another name")
+            raise FileError(f"{b}: exists; use --force to overwrite it, or -o for another name")
         parts.append(Part(a, b, target.overwrite, there))
     return parts
 
@@ -165,7 +157,7 @@ def putting_back_on_error() -> Iterator[list[Placed]]:
     except BaseException:
         problems = [problem for path, old in reversed(placed) if (problem := _put_back(path, old))]
         if problems:
-            raise RopebendError("; ".join(problems)) from None
+            raise FileError("; ".join(problems)) from None
         raise
     for _, old in placed:
         if old is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ropebend.convert.gguf_file import GgufFile
 from ropebend.convert.transfer import BLOCK, share
-from ropebend.errors import RopebendError, UsageError
+from ropebend.errors import FileError, UsageError
 
 #: How llama.cpp finds the parts of a split model: numbered from 1, five digits.
 SPLIT_NAME = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
@@ -74,9 +74,9 @@ def choose_target(source: GgufFile, out: Path | None, in_place: bool, force: boo
         _check_name(target, source)
     folder = target.path.parent
     if not folder.is_dir():
-        raise RopebendError(f"{folder}: no such folder")
+        raise FileError(f"{folder}: no such folder")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise RopebendError(f"{folder}: this folder cannot be written to")
+        raise FileError(f"{folder}: this folder cannot be written to")
     return target
 
 
@@ -88,16 +88,16 @@ def _check_name(target: Target, source: GgufFile) -> None:
         if os.path.samefile(path, source.path):  # by inode: the same path, a symbolic link or a hard link
             raise UsageError(f"{path}: is the input itself; use --in-place to replace it, or -o for another file")
         if not stat.S_ISREG(path.stat().st_mode):
-            raise RopebendError(f"{path}: exists and is not a regular file")
+            raise FileError(f"{path}: exists and is not a regular file")
     if not target.overwrite:
-        raise RopebendError(f"{path}: exists; use --force to overwrite it, or -o for another file")
+        raise FileError(f"{path}: exists; use --force to overwrite it, or -o for another file")
 
 
 def check_space(target: Target, size: int) -> int:
     """Free bytes in the target's folder.  Raises RopebendError if they are fewer than `size`."""
     free = shutil.disk_usage(target.path.parent).free
     if size > free:
-        raise RopebendError(f"{target.path.parent}: needs {size:,} bytes free (also for --in-place), has {free:,}")
+        raise FileError(f"{target.path.parent}: needs {size:,} bytes free (also for --in-place), has {free:,}")
     return free
 
 
@@ -176,7 +176,7 @@ def lock(fd: int, path: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise RopebendError(f"{path}: another ropebend is changing this file; try again when it is done") from None
+        raise FileError(f"{path}: another ropebend is changing this file; try again when it is done") from None
     except OSError:  # a file system without locks
         return
 
@@ -216,12 +216,12 @@ def name_new(fd: int | None, temporary: Path | None, path: Path) -> None:
         elif fd is not None:
             _link(fd, path)
     except FileExistsError:
-        raise RopebendError(f"{path}: appeared while the result was being written; left as it is") from None
+        raise FileError(f"{path}: appeared while the result was being written; left as it is") from None
     except OSError:  # a file system without hard links (exFAT, some network shares)
         if temporary is None:
             raise
         if os.path.lexists(path):
-            raise RopebendError(f"{path}: appeared while the result was being written; left as it is") from None
+            raise FileError(f"{path}: appeared while the result was being written; left as it is") from None
         os.rename(temporary, path)
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from ropebend.convert.gguf_file import GgufFile
-from ropebend.errors import RopebendError
+from ropebend.errors import FileError
 
 #: Told the number of bytes done since the last call.
 Progress = Callable[[int], object]
@@ -91,7 +91,7 @@ def _copy_and_compare(source: GgufFile, start: int, end: int, fd: int, shift: in
         n = os.preadv(fd, [view[: len(chunk)]], at)
         if n != len(chunk) or (buffer != chunk and buffer[:n] != chunk):
             differ = next((i for i in range(n) if buffer[i] != chunk[i]), n)
-            raise RopebendError(
+            raise FileError(
                 f"verification of the copy of {source.path} failed, nothing was kept: "
                 f"the byte at {at + differ} differs from the source's at {start + differ}"
             )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from itertools import zip_longest
 
-from ropebend.convert.fit import architecture
+from ropebend import gguf_keys
 from ropebend.convert.gguf_file import GgufFile
 from ropebend.convert.rewrite import Rewrite, other_pairs
 from ropebend.errors import RopebendError
-from ropebend.scaling import Keys, LayerScaling
+from ropebend.model_info import Header
+from ropebend.scaling import LayerScaling
 
 SAMPLE = 4096  # bytes compared at either end of each tensor
 
@@ -38,14 +39,14 @@ def verify(rewrite: Rewrite, result: GgufFile) -> None:
 
 def read_back(scaling: LayerScaling | None, result: GgufFile) -> None:
     """Raise RopebendError unless `result` carries these scales; None: no key of ours."""
-    fields = {key: result.value(key) for key in result.pairs if key.startswith(Keys.PREFIX)}
+    fields = {key: result.value(key) for key in result.pairs if key.startswith(gguf_keys.PREFIX)}
     if scaling is None:
         if fields:
             raise RopebendError(f"{next(iter(fields))}: expected to be gone")
         return
-    read = LayerScaling.from_metadata(fields, architecture(result), scaling.n_layer)
+    read = LayerScaling.from_metadata(fields, Header(result.path, result.value).architecture, scaling.n_layer)
     if read is None or read.to_metadata() != scaling.to_metadata():
-        raise RopebendError(f"{Keys.PREFIX}*: read back as other scales than were to be written")
+        raise RopebendError(f"{gguf_keys.PREFIX}*: read back as other scales than were to be written")
 
 
 def _sample(source: GgufFile, result: GgufFile) -> None:

@@ -1,21 +1,44 @@
-"""Per-layer RoPE scales for unmodified llama.cpp: search them, store them in the GGUF, serve the result."""
+"""Per-layer RoPE scales for unmodified llama.cpp: search them, store them in the GGUF, serve the result.
+
+Public are the names in `__all__`, and these modules with what their own docs show:
+`ropebend.bezier` (the curve), `ropebend.evaluate`, `ropebend.tasks` (tasks of your own), `ropebend.search`.
+Everything else may change without notice.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ropebend.errors import RopebendError, UsageError
-from ropebend.scaling import LayerScaling, RopeMethod
+from ropebend.errors import FileError, RopebendError, ScalesError, UsageError
 
 if TYPE_CHECKING:
     from ropebend.llama import Llama
     from ropebend.model import Context, Model
+    from ropebend.rope_method import RopeMethod
+    from ropebend.scaling import LayerScaling
 
 __version__ = "0.1.0"
-__all__ = ["Context", "LayerScaling", "Llama", "Model", "RopeMethod", "RopebendError", "UsageError", "__version__"]
+__all__ = [
+    "Context",
+    "FileError",
+    "LayerScaling",
+    "Llama",
+    "Model",
+    "RopeMethod",
+    "RopebendError",
+    "ScalesError",
+    "UsageError",
+    "__version__",
+]
 
-#: Loaded on first use: the converter and `ropebend show factors.json` need no llama.cpp.
-_LAZY = {"Llama": "ropebend.llama", "Context": "ropebend.model", "Model": "ropebend.model"}
+#: Loaded on first use: the command line shall not wait for numpy, nor the converter for llama.cpp.
+_LAZY = {
+    "Context": "ropebend.model",
+    "LayerScaling": "ropebend.scaling",
+    "Llama": "ropebend.llama",
+    "Model": "ropebend.model",
+    "RopeMethod": "ropebend.rope_method",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ropebend.errors import RopebendError
+from ropebend.errors import FileError
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -27,7 +27,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
                 os.unlink(f.name)
                 raise
     except OSError as e:
-        raise RopebendError(f"{path}: cannot write: {e.strerror}") from None
+        raise FileError(f"{path}: cannot write: {e.strerror}") from None
 
 
 def write_json(path: str | Path, value: Any) -> None:

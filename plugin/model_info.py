@@ -2,13 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ropebend.errors import RopebendError
-from ropebend.native import read_metadata
-from ropebend.scaling import LayerScaling, own_rope_method
+from ropebend.errors import FileError, RopebendError, named
+from ropebend.scaling import LayerScaling
+
+#: What else a GGUF file can be (general.type), and where the scales go instead.
+NOT_MODELS = {
+    "adapter": ", a LoRA adapter: write the scales into its base model",
+    "mmproj": ", a multimodal projector: write the scales into the language model's file",
+    "clip-vision": ", a multimodal projector: write the scales into the language model's file",
+    "imatrix": ", an importance matrix: write the scales into the model's file",
+}
+
+
+class Header:
+    """Typed access to the metadata of one model; every FileError names the file, the key and what was expected.
+
+    get  metadata by key, None if it is not there
+    """
+
+    def __init__(self, path: str | Path, get: Callable[[str], Any]):
+        self.path = path
+        self._get = get
+
+    @property
+    def architecture(self) -> str:
+        """general.architecture."""
+        name = self._get("general.architecture")
+        if not isinstance(name, str):
+            raise FileError(f"{self.path}: general.architecture: expected a string, got {name!r:.80}; not a model?")
+        return name
+
+    def check_is_model(self) -> None:
+        """Raise FileError if the file says that it is something else."""
+        kind = self._get("general.type")
+        if kind not in (None, "model"):
+            hint = NOT_MODELS.get(kind, "") if isinstance(kind, str) else ""
+            raise FileError(f"{self.path}: general.type: expected 'model', got {kind!r:.80}{hint}")
+
+    def count(self, key: str) -> int:
+        """The positive integer under `<architecture>.<key>`."""
+        key = f"{self.architecture}.{key}"
+        value = self._get(key)
+        if type(value) is not int or value < 1:
+            raise FileError(f"{self.path}: {key}: expected a positive integer, got {value!r:.80}")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """The number under `<architecture>.<key>`."""
+        key = f"{self.architecture}.{key}"
+        value = self._get(key)
+        if value is None:
+            return default
+        if type(value) not in (int, float):
+            raise FileError(f"{self.path}: {key}: expected a number, got {value!r:.80}")
+        return float(value)
+
+    @property
+    def own_method(self) -> str:
+        """The extension method that the model itself carries: "none", or its rope.scaling.type."""
+        return str(self._get(f"{self.architecture}.rope.scaling.type") or "none")
 
 
 @dataclass(frozen=True)
@@ -33,43 +90,23 @@ class ModelInfo:
     @classmethod
     def read(cls, path: str | Path) -> ModelInfo:
         """Read the header.  Raises RopebendError naming the file, the key and what was expected."""
+        from ropebend.native import read_metadata  # llama.cpp, which takes long to import
+
         fields = read_metadata(path)
-
-        def need(key: str, kind: type) -> Any:
-            value = fields.get(key)
-            if type(value) is not kind:
-                raise RopebendError(f"{path}: {key}: expected {kind.__name__}, got {value!r:.80}")
-            return value
-
-        def count(key: str) -> int:
-            if (value := need(key, int)) < 1:
-                raise RopebendError(f"{path}: {key}: expected a positive integer, got {value!r}")
-            return int(value)
-
-        def number(key: str, default: float) -> float:
-            value = fields.get(key, default)
-            if type(value) not in (int, float):
-                raise RopebendError(f"{path}: {key}: expected a number, got {value!r:.80}")
-            return float(value)
-
-        if fields.get("general.type", "model") != "model":
-            raise RopebendError(f"{path}: general.type: expected a model, got {fields['general.type']!r:.80}")
-        arch = need("general.architecture", str)
-        n_layer = count(f"{arch}.block_count")
+        header = Header(path, fields.get)
+        header.check_is_model()
+        arch, n_layer = header.architecture, header.count("block_count")
         try:
             scaling = LayerScaling.from_metadata(fields, arch, n_layer)
         except RopebendError as e:
-            raise RopebendError(f"{path}: {e}") from None
+            raise named(path, e) from None
         return cls(
             path=str(path),
             name=str(fields.get("general.name") or Path(path).stem),
             architecture=arch,
             n_layer=n_layer,
-            n_ctx_train=count(f"{arch}.context_length"),
-            rope_freq_base=number(f"{arch}.rope.freq_base", 10000.0),
-            rope_scaling=(
-                own_rope_method(fields, arch),
-                number(f"{arch}.rope.scaling.factor", 1.0),
-            ),
+            n_ctx_train=header.count("context_length"),
+            rope_freq_base=header.number("rope.freq_base", 10000.0),
+            rope_scaling=(header.own_method, header.number("rope.scaling.factor", 1.0)),
             scaling=scaling,
         )

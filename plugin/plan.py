@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from ropebend.rope_method import RopeMethod
 
 
 @dataclass(frozen=True)
@@ -31,3 +34,15 @@ class Plan:
         for a in (self.stretch, self.base_stretch, np.array([self.yarn_factor, self.yarn_n_ctx_orig], "<f8")):
             h.update(np.ascontiguousarray(a).tobytes() + b"|")
         return h.hexdigest()[:16]
+
+
+def stretched(layer_scale: Sequence[float], rope: RopeMethod, length: int | None) -> Plan:
+    """The plan of these scales on this method, for a sequence that may reach `length` tokens."""
+    f = rope.factor_at(length)
+    ones = np.ones(len(layer_scale), dtype=np.float32)
+    stretch = (f * np.array(layer_scale, dtype=np.float64)).astype(np.float32)
+    if rope.method in ("ntk", "dynamic-ntk"):
+        return Plan(ones, stretch)
+    if rope.method == "yarn":
+        return Plan(stretch, ones, f, rope.trained_context())
+    return Plan(stretch, ones)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ropebend.scaling import LayerScaling, dynamic_ntk_factor
+from ropebend.rope_method import dynamic_ntk_factor
+from ropebend.scaling import LayerScaling
 
 MODE_NORM, MODE_NEOX, MODE_MROPE, MODE_IMROPE = 0, 2, 8, 40
 
@@ -47,7 +48,7 @@ class RopeParams:
 def scaled(
     own: RopeParams, scaling: LayerScaling, layer: int, length: int | None = None, *, shift: bool = False
 ) -> RopeParams:
-    """What `scaling` makes of a layer's own parameters (design section 2), in double precision.
+    """What `scaling` makes of a layer's own parameters (docs/format.md), in double precision.
 
     shift: for the K-shift, which turns keys that have their magnitude already.
     """

@@ -1,22 +1,16 @@
 """`python -m ropebend.server MODEL`: the same command as `ropebend serve MODEL`."""
 
-import sys
-
 import typer
 
-from ropebend.errors import RopebendError, UsageError
+from ropebend.entry import run_app
 from ropebend.server.cli import serve
 
 
 def main() -> None:
-    """Run the command; exit 0 after a clean stop, 1 on failure, 2 on wrong usage."""
+    """Run the command."""
     app = typer.Typer(add_completion=False)
     app.command()(serve)
-    try:
-        app(prog_name="python -m ropebend.server")
-    except RopebendError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2 if isinstance(e, UsageError) else 1)
+    run_app(app, prog_name="python -m ropebend.server")
 
 
 if __name__ == "__main__":

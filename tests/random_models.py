@@ -9,8 +9,9 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from ropebend import gguf_keys
 from ropebend.models.needle.tokenizer import Tokenizer
-from ropebend.scaling import Keys, LayerScaling
+from ropebend.scaling import LayerScaling
 
 N_VOCAB = 257  # all bytes, and <|end|>
 SHAPE = {"n_layer": 3, "n_embd": 64, "n_head": 4, "n_head_kv": 2, "head_dim": 16, "n_ff": 96}  # the default
@@ -108,11 +109,13 @@ def add_vocabulary(w: gguf.GGUFWriter) -> None:
 def add_scaling(w: gguf.GGUFWriter, scaling: LayerScaling) -> None:
     """Our metadata keys, by gguf-py: independent of the converter."""
     fields = scaling.to_metadata()
-    w.add_uint32(Keys.VERSION, fields[Keys.VERSION])
-    w.add_key_value(Keys.LAYER_SCALE, fields[Keys.LAYER_SCALE], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.FLOAT32)
-    w.add_string(Keys.METHOD, fields[Keys.METHOD])
-    w.add_float32(Keys.FACTOR, fields[Keys.FACTOR])
-    if Keys.ORIGINAL_CONTEXT in fields:
-        w.add_uint32(Keys.ORIGINAL_CONTEXT, fields[Keys.ORIGINAL_CONTEXT])
-    if Keys.PROVENANCE in fields:
-        w.add_string(Keys.PROVENANCE, fields[Keys.PROVENANCE])
+    w.add_uint32(gguf_keys.VERSION, fields[gguf_keys.VERSION])
+    w.add_key_value(
+        gguf_keys.LAYER_SCALE, fields[gguf_keys.LAYER_SCALE], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.FLOAT32
+    )
+    w.add_string(gguf_keys.METHOD, fields[gguf_keys.METHOD])
+    w.add_float32(gguf_keys.FACTOR, fields[gguf_keys.FACTOR])
+    if gguf_keys.ORIGINAL_CONTEXT in fields:
+        w.add_uint32(gguf_keys.ORIGINAL_CONTEXT, fields[gguf_keys.ORIGINAL_CONTEXT])
+    if gguf_keys.PROVENANCE in fields:
+        w.add_string(gguf_keys.PROVENANCE, fields[gguf_keys.PROVENANCE])

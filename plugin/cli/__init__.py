@@ -1,39 +1,59 @@
-"""The `ropebend` command: one file a subcommand, errors shown without tracebacks."""
+"""The `ropebend` command: one file a subcommand, imported when it is called."""
 
 from __future__ import annotations
 
-import io
-import sys
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from ropebend.cli.demo import demo
-from ropebend.cli.doctor import doctor
-from ropebend.cli.eval import eval_command
-from ropebend.cli.exec import exec_command, preload_path
-from ropebend.cli.search import search_command
-from ropebend.cli.show import show
-from ropebend.convert.add_scales import add_scales
-from ropebend.errors import RopebendError, UsageError
-from ropebend.server.cli import serve
+from ropebend.entry import run_app
+
+#: Command → (module, function, what the list of commands says), in the order of the work.
+COMMANDS = {
+    "doctor": ("ropebend.cli.doctor", "doctor", "Check on your model that scales reach every rope node."),
+    "eval": ("ropebend.cli.eval", "eval_command", "Measure retrieval by depth, or perplexity."),
+    "search": ("ropebend.cli.search", "search_command", "Find layer scales with a genetic search."),
+    "show": ("ropebend.cli.show", "show", "Print the scales of a GGUF or factors.json."),
+    "add-scales": ("ropebend.convert.add_scales", "add_scales", "Write scales into a GGUF, or remove them."),
+    "serve": ("ropebend.server.cli", "serve", "Serve a model over the OpenAI API."),
+    "exec": ("ropebend.cli.exec", "exec_command", "Run a llama.cpp program with the scales applied."),
+    "preload-path": ("ropebend.cli.exec", "preload_path", "Print the library's path for LD_PRELOAD."),
+    "demo": ("ropebend.cli.demo", "demo", "Do the whole job on the bundled model."),
+}
+SETTINGS: dict[str, dict[str, Any]] = {"exec": {"ignore_unknown_options": True, "allow_interspersed_args": False}}
+
+
+class LazyCommands(TyperGroup):
+    """Imports a subcommand when it is called: llama.cpp, FastAPI and scipy take longer than most commands."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module, function, _ = COMMANDS[cmd_name]
+        one = typer.Typer(add_completion=False, rich_markup_mode=None)
+        one.command(cmd_name, context_settings=SETTINGS.get(cmd_name))(getattr(import_module(module), function))
+        return get_command(one)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, _, summary) in COMMANDS.items()])
+
 
 app = typer.Typer(
     name="ropebend",
+    cls=LazyCommands,
     help="Per-layer RoPE scales for llama.cpp: search them, store them in the GGUF, serve the result.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("search")(search_command)
-app.command("eval")(eval_command)
-app.command("add-scales")(add_scales)
-app.command("show")(show)
-app.command("serve")(serve)
-app.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(exec_command)
-app.command("preload-path")(preload_path)
-app.command("doctor")(doctor)
-app.command("demo")(demo)
 
 
 @app.callback(invoke_without_command=True)
@@ -50,17 +70,3 @@ def _version(
 def main() -> None:
     """Entry point."""
     run_app(app)
-
-
-def run_app(app: typer.Typer) -> None:
-    """Run a command.  Exit codes: 0 done, 1 failed, 2 the call cannot be right, 130 stopped by Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without Unicode shall not end a command
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except RopebendError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2 if isinstance(e, UsageError) else 1)

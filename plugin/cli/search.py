@@ -190,7 +190,8 @@ def make_spec(
     finals: str, **rest: Any,
 ) -> SearchSpec:  # fmt: skip
     """Read what the flags say.  Raises UsageError naming the flag."""
-    from ropebend.scaling import METHODS, LayerScaling
+    from ropebend.rope_method import METHODS
+    from ropebend.scaling import LayerScaling
     from ropebend.search.budget import Budget
     from ropebend.search.optimisers import OPTIMISERS
     from ropebend.search.space import SPACES

@@ -8,7 +8,7 @@ guesses looked up in the prompt (prompt lookup decoding) of which only those tha
 A recurrent state (Falcon-H1, Granite 4 and other hybrid models) cannot go back by a few tokens.  There a branch that
 has to is made anew from what it shares, replays what stays, and goes on without guesses.
 
-The sums of a batch of branches and of a lone prompt differ in the last bits (design section 5), so the two roads may
+The sums of a batch of branches and of a lone prompt differ in the last bits, so the two roads may
 part where two tokens are nearly equally likely; `Answer.margin` tells.
 """
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ropebend.errors import UsageError
 from ropebend.evaluate import Runtime
-from ropebend.scaling import RopeMethod
+from ropebend.rope_method import RopeMethod
 from ropebend.search.objective import Objective, Term
 from ropebend.tasks import Task, make_task, option_types, read_option
 

@@ -12,11 +12,13 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFEndian, GGUFReader,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ropebend import gguf_keys
 from ropebend.convert import gguf_file
 from ropebend.convert.gguf_file import GgufFile
 from ropebend.convert.rewrite import Rewrite, encode
 from ropebend.errors import RopebendError
-from ropebend.scaling import Keys, LayerScaling, RopeMethod
+from ropebend.rope_method import RopeMethod
+from ropebend.scaling import LayerScaling
 
 MakeModel = Callable[..., Path]
 SCALING = LayerScaling(
@@ -167,23 +169,23 @@ def test_encode():
     def key(name: str) -> bytes:
         return struct.pack("<Q", len(name)) + name.encode()
 
-    assert encode(Keys.VERSION, 1) == key("ropebend.version") + struct.pack("<II", 4, 1)
-    assert encode(Keys.FACTOR, 2.5) == key("ropebend.rope.factor") + struct.pack("<If", 6, 2.5)
-    assert encode(Keys.METHOD, "ntk") == key("ropebend.rope.method") + struct.pack("<IQ", 8, 3) + b"ntk"
-    assert encode(Keys.PROVENANCE, "ö") == key("ropebend.provenance") + struct.pack("<IQ", 8, 2) + "ö".encode()
+    assert encode(gguf_keys.VERSION, 1) == key("ropebend.version") + struct.pack("<II", 4, 1)
+    assert encode(gguf_keys.FACTOR, 2.5) == key("ropebend.rope.factor") + struct.pack("<If", 6, 2.5)
+    assert encode(gguf_keys.METHOD, "ntk") == key("ropebend.rope.method") + struct.pack("<IQ", 8, 3) + b"ntk"
+    assert encode(gguf_keys.PROVENANCE, "ö") == key("ropebend.provenance") + struct.pack("<IQ", 8, 2) + "ö".encode()
     expected = key("ropebend.layer_scale") + struct.pack("<IIQ2f", 9, 6, 2, 1.0, 0.1)
-    assert encode(Keys.LAYER_SCALE, [1.0, 0.1]) == expected
-    assert encode(Keys.METHOD, "ntk", ">") == struct.pack(">Q20sIQ3s", 20, b"ropebend.rope.method", 8, 3, b"ntk")
+    assert encode(gguf_keys.LAYER_SCALE, [1.0, 0.1]) == expected
+    assert encode(gguf_keys.METHOD, "ntk", ">") == struct.pack(">Q20sIQ3s", 20, b"ropebend.rope.method", 8, 3, b"ntk")
 
 
 def test_a_provenance_that_no_reader_would_decode_is_an_error():
     with pytest.raises(RopebendError, match=r"ropebend\.provenance: expected less than 4194304 bytes, got 4194304"):
-        encode(Keys.PROVENANCE, "x" * (4 << 20))
+        encode(gguf_keys.PROVENANCE, "x" * (4 << 20))
 
 
 def test_text_that_is_not_unicode_is_an_error():
     with pytest.raises(RopebendError, match=r"ropebend\.provenance: expected text that fits UTF-8, got '\\ud800'"):
-        encode(Keys.PROVENANCE, '{"a": "\ud800"}')
+        encode(gguf_keys.PROVENANCE, '{"a": "\ud800"}')
 
 
 SCALAR_TYPES = [t for t in GGUFValueType if t not in (GGUFValueType.ARRAY, GGUFValueType.STRING, GGUFValueType.BOOL)]
@@ -239,5 +241,5 @@ def test_any_metadata_survives(
         assert copy[24 : a.infos[0]] == original[24 : a.infos[0]]
         assert copy[slice(*b.infos)] == original[slice(*a.infos)]
         assert copy[slice(*b.data)] == original[slice(*a.data)]
-        assert b.value(Keys.LAYER_SCALE) == scales
+        assert b.value(gguf_keys.LAYER_SCALE) == scales
     assert rewritten(result, None, "any-back.gguf").read_bytes() == original

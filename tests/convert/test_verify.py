@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from gguf import GGUFValueType, GGUFWriter
 
+from ropebend import gguf_keys
 from ropebend.convert.gguf_file import GgufFile
 from ropebend.convert.rewrite import Rewrite
 from ropebend.convert.verify import verify
 from ropebend.errors import RopebendError
-from ropebend.scaling import Keys, LayerScaling
+from ropebend.scaling import LayerScaling
 
 SCALING = LayerScaling((1.0, 1.25, 4.0), "llama", provenance={"task": "kv"})
 
@@ -50,10 +51,10 @@ FLIPS: dict[str, tuple[Callable[[GgufFile], int], str]] = {
     "the first data byte": (lambda f: f.data[0], "the data of tensor 0: byte 0 of 140 differs from the source"),
     "a byte of the second tensor": (lambda f: f.data[0] + f.tensors[0][1] + 9, "the data of tensor 1: byte 9 of 66"),
     "the version": (lambda f: 4, "version: expected 3, got 2"),
-    "a scale": (lambda f: value_of(f, Keys.LAYER_SCALE) + 12, "ropebend.*: read back as other scales"),
-    "our version": (lambda f: value_of(f, Keys.VERSION), "ropebend.version: expected 1, got 0"),
-    "the method": (lambda f: value_of(f, Keys.METHOD) + 8, "ropebend.rope.method: expected one of"),
-    "the provenance": (lambda f: f.pairs[Keys.PROVENANCE].end - 3, "ropebend.*: read back as other scales"),
+    "a scale": (lambda f: value_of(f, gguf_keys.LAYER_SCALE) + 12, "ropebend.*: read back as other scales"),
+    "our version": (lambda f: value_of(f, gguf_keys.VERSION), "ropebend.version: expected 1, got 0"),
+    "the method": (lambda f: value_of(f, gguf_keys.METHOD) + 8, "ropebend.rope.method: expected one of"),
+    "the provenance": (lambda f: f.pairs[gguf_keys.PROVENANCE].end - 3, "ropebend.*: read back as other scales"),
 }
 
 

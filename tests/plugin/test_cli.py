@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from ropebend import LayerScaling, UsageError
 from ropebend import evaluate as evaluate_module
 from ropebend.cli import app
-from ropebend.scaling import RopeMethod
+from ropebend.rope_method import RopeMethod
 from ropebend.search import folder as run_folder
 
 NEEDLE = str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf")

@@ -28,7 +28,7 @@ from ropebend.tasks.kv import PROTOCOLS, KVRetrieval
 from ropebend.tasks.task import RetrievalTask
 
 NEEDLE = str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf")
-EPSILON = 0.3  # logits; the margin rule of design section 5: verdicts may differ only where two tokens are this close
+EPSILON = 0.3  # logits; the margin rule: verdicts may differ only where two tokens are this close
 SCALINGS = [None, LayerScaling((1.5, 1.0, 1.0, 1.5, 1.25, 1.0))]
 ONE = Runtime(n_threads=1)
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ropebend import LayerScaling, RopebendError, RopeMethod
-from ropebend.scaling import Keys, dynamic_ntk_factor, length_bucket
+from ropebend import LayerScaling, RopebendError, RopeMethod, gguf_keys
+from ropebend.rope_method import dynamic_ntk_factor, length_bucket
+from ropebend.validation import as_f32
 
 scales = st.lists(st.floats(0.10000000149011612, 1000, width=32), min_size=1, max_size=40)
 json_values = st.recursive(
@@ -35,7 +36,7 @@ methods = st.sampled_from(
 def test_json_and_metadata_round_trip(
     values: list[float], rope: RopeMethod, extra: dict[str, Any], provenance: dict[str, Any]
 ) -> None:
-    provenance = {k: v for k, v in provenance.items() if not k.startswith(Keys.PREFIX)}
+    provenance = {k: v for k, v in provenance.items() if not k.startswith(gguf_keys.PREFIX)}
     value = LayerScaling(tuple(values), "llama", rope, None, provenance, extra)
     assert LayerScaling.from_json(json.loads(json.dumps(value.to_json()))) == value
     assert LayerScaling.from_metadata(value.to_metadata(), "llama", len(values)) == value
@@ -157,20 +158,20 @@ def test_metadata_that_does_not_fit_is_an_error_and_never_unscaled() -> None:
     fields = LayerScaling((1.0, 2.0)).to_metadata()
     assert LayerScaling.from_metadata({"general.name": "x"}, "llama", 2) is None
     for key, value, message in [
-        (Keys.VERSION, 2, "expected 1, got 2"),
-        (Keys.LAYER_SCALE, [1.0], "expected 2 scales"),
-        (Keys.LAYER_SCALE, "x", "expected a list of numbers"),
-        (Keys.METHOD, 7, "rope.method"),
-        (Keys.PROVENANCE, "[", "expected a JSON object"),
-        (Keys.PROVENANCE, '{"a": NaN}', "expected a JSON object"),
-        (Keys.PROVENANCE, '{"ropebend.extra": [1, 2]}', "ropebend.extra: expected unknown keys of factors.json"),
-        (Keys.PROVENANCE, '{"ropebend.extra": {"rope": 5}}', "ropebend.extra: expected unknown keys"),
-        (Keys.PROVENANCE, '{"ropebend.extra": {"rope": {"factor": 5}}}', "ropebend.extra: expected unknown keys"),
-        (Keys.PROVENANCE, '{"ropebend.extra": {"layer_scale": [9]}}', "ropebend.extra: expected unknown keys"),
+        (gguf_keys.VERSION, 2, "expected 1, got 2"),
+        (gguf_keys.LAYER_SCALE, [1.0], "expected 2 scales"),
+        (gguf_keys.LAYER_SCALE, "x", "expected a list of numbers"),
+        (gguf_keys.METHOD, 7, "rope.method"),
+        (gguf_keys.PROVENANCE, "[", "expected a JSON object"),
+        (gguf_keys.PROVENANCE, '{"a": NaN}', "expected a JSON object"),
+        (gguf_keys.PROVENANCE, '{"ropebend.extra": [1, 2]}', "ropebend.extra: expected unknown keys of factors.json"),
+        (gguf_keys.PROVENANCE, '{"ropebend.extra": {"rope": 5}}', "ropebend.extra: expected unknown keys"),
+        (gguf_keys.PROVENANCE, '{"ropebend.extra": {"rope": {"factor": 5}}}', "ropebend.extra: expected unknown keys"),
+        (gguf_keys.PROVENANCE, '{"ropebend.extra": {"layer_scale": [9]}}', "ropebend.extra: expected unknown keys"),
     ]:
         with pytest.raises(RopebendError, match=message):
             LayerScaling.from_metadata({**fields, key: value}, "llama", 2)
-    del fields[Keys.LAYER_SCALE]
+    del fields[gguf_keys.LAYER_SCALE]
     with pytest.raises(RopebendError, match=r"ropebend.layer_scale: missing"):
         LayerScaling.from_metadata(fields, "llama", 2)
 
@@ -203,6 +204,13 @@ def test_hash_tells_plans_apart() -> None:
     values = [LayerScaling((2.0, 1.0)), *(LayerScaling(two, rope=m) for m in methods)]
     assert len({v.plan().hash for v in values}) == len(values)
     assert LayerScaling((1.0, 2.0)).plan().hash == LayerScaling((0.5, 1.0), rope=RopeMethod("linear", 2.0)).plan().hash
+
+
+@given(st.floats(width=64) | st.floats(width=32))
+def test_rounding_to_float32_is_numpys(value: float) -> None:
+    with np.errstate(over="ignore"):
+        expected = float(str(np.float32(value)))
+    assert as_f32(value) == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
 
 
 def test_scales_are_float32_everywhere() -> None:

@@ -16,7 +16,8 @@ from random_models import write_llama
 
 from ropebend.errors import RopebendError
 from ropebend.model import Context, Model
-from ropebend.scaling import LayerScaling, RopeMethod
+from ropebend.rope_method import RopeMethod
+from ropebend.scaling import LayerScaling
 from ropebend.server.engine.engine import Engine
 from ropebend.server.engine.jobs import Done, Embed, Embedding, Event, Failed, Finish, Generation, Job, Piece, Request
 from ropebend.server.engine.loading import EngineOptions

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from ropebend.model import Context, Model
-from ropebend.scaling import LayerScaling, RopeMethod
+from ropebend.rope_method import RopeMethod
+from ropebend.scaling import LayerScaling
 
 from ..conftest import N_CTX_TRAIN, SCALES, Server, write_model
 

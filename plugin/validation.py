@@ -1,0 +1,59 @@
+"""Reading numbers that somebody else wrote; every failure names the key, the value and what was expected."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+from ropebend.errors import ScalesError
+
+SCALE_RANGE = (0.1, 1000.0)  # what a file may hold; what a search tries is far narrower
+
+
+def as_f32(value: float) -> float:
+    """Round to float32 and back to its shortest decimal, so that JSON, GGUF and the plan hold the same number."""
+    try:
+        raw = struct.pack("<f", value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+    exact = struct.unpack("<f", raw)[0]
+    short = (float(f"{exact:.{digits}g}") for digits in range(6, 9))  # any six digits survive, nine always do
+    return next((s for s in short if struct.pack("<f", s) == raw), float(f"{exact:.9g}"))
+
+
+def check_scales(scales: Sequence[float], block_count: int, key: str) -> None:
+    """Raise ScalesError unless there is one finite scale in range per block."""
+    low, high = SCALE_RANGE
+    if len(scales) != block_count or not scales:
+        raise ScalesError(f"{key}: expected {block_count} scales, one per block, got {len(scales)}")
+    for i, s in enumerate(scales):
+        if not low <= as_f32(s) <= high:  # false for NaN, too
+            raise ScalesError(
+                f"{key}[{i}]: expected a finite scale in [{low:g}, {high:g}], got {s!r} "
+                "(scale stretches: 2 halves llama.cpp's freq_scale)"
+            )
+
+
+def number(value: Any, key: str) -> float:
+    """A number as a float.  Raises ScalesError."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ScalesError(f"{key}: expected a number, got {value!r:.80}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ScalesError(f"{key}: expected a number that fits a float, got an integer that does not") from None
+
+
+def numbers(values: Any, key: str) -> tuple[float, ...]:
+    """A list or array of numbers as floats.  Raises ScalesError."""
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise ScalesError(f"{key}: expected a list of numbers, got {values!r:.80}")
+    return tuple(number(v, f"{key}[{i}]") for i, v in enumerate(values))
+
+
+def no_constant(name: str) -> None:
+    """json's parse_constant: NaN and infinities are not JSON."""
+    raise ValueError(f"{name} is not a number that JSON knows")
