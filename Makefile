@@ -9,9 +9,9 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check
 
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*.[ch]) $(shell find plugin convert server models -name '*.py' -o -name '*.gguf' -o -name '*.html')
-# a strict editable install is a tree of links under build/, remade when files come or go
-EDITABLE := --no-build-isolation --config-settings editable_mode=strict --editable
+# an editable install puts src/ on Python's path and the compiled extension into plugin/: only C needs a new one
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.[ch])
+EDITABLE := --no-build-isolation --editable
 
 .PHONY: all demo test lint format clean
 all: $(VENV)/.installed
@@ -25,7 +25,7 @@ test: $(VENV)/.test
 lint: $(VENV)/.lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	MYPYPATH=$$(ls -d build/__editable__.ropebend*) $(PY) -m mypy -p ropebend
+	$(PY) -m mypy -p ropebend
 	$(CC) -std=c11 -O2 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werror -fsyntax-only \
 	    -Icsrc -isystem "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("include"))')" csrc/*.c
 
@@ -34,7 +34,7 @@ format: $(VENV)/.lint
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) build demo *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build demo src/*.egg-info plugin/*.so .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.python:
 	@command -v $(CC) >/dev/null || { echo "error: no C compiler; on Debian: apt install build-essential"; exit 1; }
@@ -53,7 +53,6 @@ $(VENV)/.llama: $(VENV)/.python tools/install_llama.py
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.llama $(SOURCES)
-	@rm -rf build/__editable__*
 	$(PIP) install $(EDITABLE) .
 	@touch $@
 
