@@ -20,7 +20,8 @@ def as_f32(value: float) -> float:
     except OverflowError:
         return math.inf if value > 0 else -math.inf
     exact = struct.unpack("<f", raw)[0]
-    short = (float(f"{exact:.{digits}g}") for digits in range(6, 9))  # any six digits survive, nine always do
+    fewest = 6 if abs(exact) > 1.2e-38 else 1  # any six digits survive but in subnormal numbers, nine always do
+    short = (float(f"{exact:.{digits}g}") for digits in range(fewest, 9))
     return next((s for s in short if struct.pack("<f", s) == raw), float(f"{exact:.9g}"))
 
 
