@@ -40,6 +40,7 @@ from ropebend.entry import run_app
 from ropebend.errors import RopebendError, UsageError
 from ropebend.model import available_threads
 from ropebend.native import captured_log
+from ropebend.runtime import Runtime
 from ropebend.search import Listener, SearchSpec, run_search
 from ropebend.search.run import Cost, Generation
 
@@ -88,8 +89,8 @@ def main(
             print(f"{'ok  ' if ok else 'FAIL'} {name}: {detail}", flush=True)
             failed += not ok
     spec = kv_spec(
-        path, keys, "cuda", controls=(), budget=str(evaluations), screen=4, finals=(), test=1, threads=threads,
-        gpu_layers=gpu_layers, flash_attn=flash_attn,
+        path, keys, "cuda", controls=(), budget=str(evaluations), screen=4, finals=(), test=1,
+        runtime=Runtime(threads, gpu_layers, flash_attn=flash_attn),
     )  # fmt: skip
     per_minute = evaluations_per_minute(spec)
     print(f"{per_minute:.1f} evaluations per minute, each 4 JSON objects of {keys} pairs x 5 depths", flush=True)

@@ -15,8 +15,9 @@ import typer
 from decode import NEEDLE
 
 from ropebend import Context, Model
-from ropebend.evaluate import RetrievalEvaluator, Runtime
+from ropebend.evaluate import RetrievalEvaluator
 from ropebend.evaluate.retrieval import MAX_ANSWER_TOKENS
+from ropebend.runtime import Runtime
 from ropebend.tasks.kv import KVRetrieval
 
 T = TypeVar("T")

@@ -28,7 +28,8 @@ import numpy as np
 import typer
 
 from ropebend import Context, Model
-from ropebend.evaluate import Runtime, evaluate, open_evaluator
+from ropebend.evaluate import evaluate, open_evaluator
+from ropebend.runtime import Runtime
 from ropebend.tasks.text import Perplexity
 
 EPSILON = 0.05  # greedy texts may part where the two best logits are closer than this

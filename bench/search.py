@@ -27,6 +27,7 @@ from ropebend.entry import run_app
 from ropebend.errors import UsageError
 from ropebend.evaluate import Row
 from ropebend.model_info import ModelInfo
+from ropebend.runtime import Runtime
 from ropebend.search import SearchSpec, TaskSpec
 from ropebend.search import folder as run_folder
 from ropebend.search.measure import Measurer, read_log
@@ -99,8 +100,8 @@ def longrope(
     """
     spec = kv_spec(
         model, keys, f"longrope-{seed}", budget=str(evaluations), population=population, screen=screen,
-        finals=((finalists, items),), test=test, controls=("uniform",), seed=seed, workers=workers, threads=threads,
-        gpu_layers=gpu_layers,
+        finals=((finalists, items),), test=test, controls=("uniform",), seed=seed, workers=workers,
+        runtime=Runtime(threads, gpu_layers),
     )  # fmt: skip
     spec = begin(output, spec)
     outcome, _ = search_with_progress(output, spec)
@@ -177,7 +178,7 @@ def workers(
     with ExitStack() as stack:
         measurers: dict[str, Measurer] = {}
         for name, (n, threads) in shapes.items():
-            spec = kv_spec(model, keys, f"workers-{seed}", workers=n, threads=n * threads, gpu_layers=gpu_layers)
+            spec = kv_spec(model, keys, f"workers-{seed}", workers=n, runtime=Runtime(n * threads, gpu_layers))
             measurers[name] = stack.enter_context(measuring(spec, items, None))
         for i in range(rounds + 1):
             candidates = [space.express(space.newcomer(rng)) for _ in range(genomes)]
@@ -251,7 +252,7 @@ def racing(
         raise UsageError(f"--final: expected fewer than the {items} --items, some must be left to judge, got {final}")
     common: dict[str, Any] = {
         "controls": (), "budget": str(genomes), "finals": (), "test": 1, "seed": seed, "workers": workers,
-        "threads": threads, "gpu_layers": gpu_layers,
+        "runtime": Runtime(threads, gpu_layers),
     }  # fmt: skip
     if source is None:
         source = output / "genomes"

@@ -23,11 +23,10 @@ from ropebend.errors import RopebendError, UsageError
 from ropebend.model_info import ModelInfo
 from ropebend.native import Hook, captured_log, quiet_llama_log, turns_keys
 from ropebend.plan import Plan
+from ropebend.runtime import MAX_THREADS
 from ropebend.scaling import LayerScaling
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
-
-MAX_THREADS = 512  # GGML_MAX_N_THREADS, the size of ggml's arrays
 
 
 def check_supported(info: ModelInfo, scaling: LayerScaling) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from ropebend.errors import RopebendError, UsageError
-from ropebend.model import MAX_THREADS
+from ropebend.runtime import MAX_THREADS
 from ropebend.server.engine.engine import Engine
 from ropebend.server.engine.loading import EngineOptions
 from ropebend.server.openai.app import MAX_BODY, create_app

@@ -15,6 +15,7 @@ import typer
 from ropebend.cli import options as o
 from ropebend.errors import RopebendError
 from ropebend.model import available_threads
+from ropebend.runtime import Runtime
 from ropebend.tasks.task import RetrievalTask
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ def demo(
             test=40,
             seed=seed,
             workers=available_threads(),
-            threads=threads,
-            gpu_layers=n_gpu_layers,
+            runtime=Runtime(n_threads=threads, n_gpu_layers=n_gpu_layers),
         )
         print(f"1. search: needle was trained at 1,024 tokens, {keys} pairs need more")
         outcome, _ = search_with_progress(out, folder.start(out, spec, force=True))

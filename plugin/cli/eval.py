@@ -10,6 +10,7 @@ import typer
 
 from ropebend.cli import options as o
 from ropebend.errors import UsageError
+from ropebend.runtime import Runtime
 
 if TYPE_CHECKING:
     from ropebend.evaluate import Evaluation
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 SAY_EVERY = 10.0  # seconds between lines where there is no terminal for a bar
 
 
+@o.takes_runtime(Runtime())
 def eval_command(
     model: o.ModelPath,
     task: o.Task = "kv",
@@ -43,11 +45,8 @@ def eval_command(
             "--no-scaling MODEL.unscaled.TASK.json).",
         ),
     ] = None,
-    threads: o.Threads = 0,
-    batch_size: o.BatchSize = 512,
-    ubatch_size: o.UbatchSize = 256,
-    n_gpu_layers: o.GpuLayers = 0,
-    flash_attn: o.FlashAttn = False,
+    *,
+    runtime: Runtime,
 ) -> None:
     """Measure retrieval by depth (published prompts and metrics, no token computed twice) or perplexity."""
     if factors is not None and not scaling:
@@ -62,7 +61,7 @@ def eval_command(
     from rich.console import Console
     from rich.progress import Progress
 
-    from ropebend.evaluate import Evaluation, Row, Runtime, measure, open_evaluator
+    from ropebend.evaluate import Evaluation, Row, measure, open_evaluator
     from ropebend.files import write_json
     from ropebend.model import Model, scaling_for
     from ropebend.search.origin import versions
@@ -73,9 +72,8 @@ def eval_command(
     which = f".{factors.stem}" if factors is not None else "" if scaling else ".unscaled"
     out = output or Path(f"{model.stem}{which}.{measured.name}.json")
     o.check_writable(out)
-    runtime = Runtime(threads, n_gpu_layers, batch_size, ubatch_size, flash_attn)
     console = Console(stderr=True)
-    with Model(model, n_gpu_layers=n_gpu_layers) as loaded:
+    with Model(model, n_gpu_layers=runtime.n_gpu_layers) as loaded:
         chosen = scaling_for(loaded.info, factors) if scaling else None
         with (
             open_evaluator(loaded, measured, samples, runtime) as evaluator,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from ropebend.errors import RopebendError, UsageError
-from ropebend.model import MAX_THREADS
+from ropebend.runtime import MAX_THREADS, CacheType, Runtime
 
 
 def _warn_without_gpu(n_layers: int) -> int:
@@ -56,23 +59,80 @@ Protocol = Annotated[
 ]
 SEED_HELP = "Seed of everything random."
 Seed = Annotated[int, typer.Option(help=SEED_HELP)]
+
+# ---- how llama.cpp runs: the names of its own programs; see `takes_runtime`
+
 Threads = Annotated[
-    int, typer.Option("--threads", "-t", min=0, max=MAX_THREADS, help="CPU threads (0: all this process may use).")
-]
-UbatchSize = Annotated[int, typer.Option("--ubatch-size", "-ub", min=16, help="Tokens per graph.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=32, help="Tokens per llama_decode call.")]
+    int,
+    typer.Option(
+        "--threads", "-t", envvar="ROPEBEND_THREADS", min=0, max=MAX_THREADS,
+        help="CPU threads (0: all this process may use).",
+    ),
+]  # fmt: skip
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        "--batch-size", "-b", envvar="ROPEBEND_BATCH_SIZE", min=2, help="Tokens per llama_decode call.",
+    ),
+]  # fmt: skip
+UbatchSize = Annotated[
+    int,
+    typer.Option(
+        "--ubatch-size", "-ub", envvar="ROPEBEND_UBATCH_SIZE", min=1,
+        help="Tokens per graph; no more than --batch-size.",
+    ),
+]  # fmt: skip
 GpuLayers = Annotated[
     int,
     typer.Option(
-        "--n-gpu-layers",
-        "--gpu-layers",
-        "-ngl",
-        min=-1,
-        callback=_warn_without_gpu,
+        "--n-gpu-layers", "--gpu-layers", "-ngl", envvar="ROPEBEND_N_GPU_LAYERS", min=-1, callback=_warn_without_gpu,
         help="Layers to put on the GPU (-1: all). Needs a llama-cpp-python built for it.",
     ),
+]  # fmt: skip
+FlashAttn = Annotated[
+    bool, typer.Option("--flash-attn/--no-flash-attn", envvar="ROPEBEND_FLASH_ATTN", help="Use flash attention.")
 ]
-FlashAttn = Annotated[bool, typer.Option("--flash-attn/--no-flash-attn", help="Use flash attention.")]
+CacheTypeK = Annotated[CacheType, typer.Option(envvar="ROPEBEND_CACHE_TYPE_K", help="Type of the cached keys.")]
+CacheTypeV = Annotated[
+    CacheType,
+    typer.Option(envvar="ROPEBEND_CACHE_TYPE_V", help="Type of the cached values; a q type needs --flash-attn."),
+]
+
+#: Field of `Runtime` -> name of the parameter (by which typer calls the flag) and its type.
+RUNTIME_OPTIONS: dict[str, tuple[str, Any]] = {
+    "n_threads": ("threads", Threads),
+    "n_batch": ("batch_size", BatchSize),
+    "n_ubatch": ("ubatch_size", UbatchSize),
+    "n_gpu_layers": ("n_gpu_layers", GpuLayers),
+    "flash_attn": ("flash_attn", FlashAttn),
+    "type_k": ("cache_type_k", CacheTypeK),
+    "type_v": ("cache_type_v", CacheTypeV),
+}
+
+
+def takes_runtime(defaults: Runtime) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of llama.cpp in the place of its parameter ``runtime: Runtime``."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        parameters: list[inspect.Parameter] = []
+        for p in inspect.signature(command).parameters.values():
+            if p.name != "runtime":
+                parameters.append(p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY))
+                continue
+            for field, (name, kind) in RUNTIME_OPTIONS.items():
+                parameters.append(p.replace(name=name, annotation=kind, default=getattr(defaults, field)))
+
+        @functools.wraps(command)
+        def wrapper(**given: Any) -> None:
+            fields = {field: given.pop(name) for field, (name, _) in RUNTIME_OPTIONS.items()}
+            command(**given, runtime=Runtime(**fields))
+
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return wrapper
+
+    return decorate
 
 
 def check_writable(path: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from ropebend.cli import options as o
 from ropebend.errors import UsageError
+from ropebend.runtime import Runtime
 
 if TYPE_CHECKING:
     from ropebend.scaling import LayerScaling
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 CONTROLS = "uniform,line,free,random"
 
 
+@o.takes_runtime(Runtime())
 def search_command(
     ctx: typer.Context,
     model: Annotated[Path | None, typer.Argument(help="GGUF model file.", show_default=False)] = None,
@@ -109,11 +111,8 @@ def search_command(
             show_default="RAY_ADDRESS, or the cluster running here, or a new one",
         ),
     ] = None,
-    threads: o.Threads = 0,
-    batch_size: o.BatchSize = 512,
-    ubatch_size: o.UbatchSize = 256,
-    n_gpu_layers: o.GpuLayers = 0,
-    flash_attn: o.FlashAttn = False,
+    *,
+    runtime: Runtime,
 ) -> None:
     """Find per-layer scales; Ctrl-C writes the best so far, --resume goes on after a kill.
 
@@ -148,8 +147,7 @@ def search_command(
                 model=str(model), task=task, options=options, also=also, transfer=transfer, method=method,
                 factor=factor, factor_range=factor_range, genome=genome, optimiser=optimiser, start=start,
                 controls=controls, budget=budget, population=population, screen=screen, finals=finals, test=test,
-                depth_weights=by_depth, worst=worst, seed=each, threads=threads, gpu_layers=n_gpu_layers,
-                batch_size=batch_size, ubatch_size=ubatch_size, flash_attn=flash_attn,
+                depth_weights=by_depth, worst=worst, seed=each, runtime=runtime,
             )  # fmt: skip
             specs.append(with_place(spec, executor, workers, ray_address))
         o.check_writable(output / "factors.json")

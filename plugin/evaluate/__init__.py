@@ -11,14 +11,14 @@ import numpy.typing as npt
 from ropebend.errors import RopebendError
 from ropebend.evaluate.perplexity import PerplexityEvaluator
 from ropebend.evaluate.retrieval import Answer, RetrievalEvaluator, greedy_answer
-from ropebend.evaluate.runtime import Runtime
 from ropebend.model import Model
+from ropebend.runtime import Runtime
 from ropebend.scaling import LayerScaling
 from ropebend.tasks.task import RetrievalTask, Task, TextTask
 
 __all__ = [
-    "Answer", "Evaluation", "Evaluator", "PerplexityEvaluator", "RetrievalEvaluator", "Row", "Runtime", "evaluate",
-    "greedy_answer", "measure", "open_evaluator",
+    "Answer", "Evaluation", "Evaluator", "PerplexityEvaluator", "RetrievalEvaluator", "Row", "evaluate", "greedy_answer",
+    "measure", "open_evaluator",
 ]  # fmt: skip
 
 DEFAULT_ITEMS = 100

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ropebend.evaluate.runtime import Runtime
 from ropebend.model import Batch, Closing, Context, Model
+from ropebend.runtime import Runtime
 from ropebend.scaling import LayerScaling
 from ropebend.tasks.task import TextTask
 
@@ -20,15 +20,7 @@ class PerplexityEvaluator(Closing):
     def __init__(self, model: Model, task: TextTask, n_items: int, runtime: Runtime):
         self.model, self.task, self.n_items = model, task, n_items
         self.n_tokens = max(len(task.window(i)) for i in range(n_items))
-        self.context = Context(
-            model,
-            n_ctx=self.n_tokens,
-            n_batch=runtime.n_batch,
-            n_ubatch=runtime.n_ubatch,
-            n_threads=runtime.n_threads,
-            flash_attn=runtime.flash_attn,
-            scaling=None,
-        )
+        self.context = Context(model, n_ctx=self.n_tokens, scaling=None, **runtime.context)
         self.n_computed = 0
         self._batch = Batch(self.context.n_batch)
 

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ropebend.errors import RopebendError
-from ropebend.evaluate.runtime import Runtime
 from ropebend.model import Batch, Closing, Context, Model
+from ropebend.runtime import Runtime
 from ropebend.scaling import LayerScaling
 from ropebend.tasks.task import Question, RetrievalTask
 
@@ -102,10 +102,7 @@ class RetrievalEvaluator(Closing):
             n_seq_max=1 + len(self.depths),
             kv_unified=True,
             scaling=None,
-            n_batch=runtime.n_batch,
-            n_ubatch=runtime.n_ubatch,
-            n_threads=runtime.n_threads,
-            flash_attn=runtime.flash_attn,
+            **runtime.context,
         )
         self.n_computed = 0  # prompt tokens that went through the model so far
         self._batch = Batch(self.context.n_batch)

@@ -57,7 +57,7 @@ def resume(folder: Path) -> tuple[SearchSpec, list[str]]:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config["format"] != FORMAT:
             raise ValueError(f"format {config['format']!r}")
-        spec = SearchSpec.model_validate(config["search"])
+        spec = SearchSpec.model_validate(_with_runtime(config["search"]))
         digest, then = config["model_sha256"], dict(config["versions"])
     except OSError as e:
         raise RopebendError(f"{path}: {e.strerror}; is {folder} the folder of a search?") from None
@@ -67,6 +67,17 @@ def resume(folder: Path) -> tuple[SearchSpec, list[str]]:
         raise RopebendError(f"{spec.model}: is not the file any more that this search was begun with")
     changed = [f"{k} {then.get(k)} then, {v} now" for k, v in versions().items() if then.get(k) != v]
     return spec, changed
+
+
+def _with_runtime(search: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of the first release, whose fields of `Runtime` stood among the others."""
+    names = {
+        "threads": "n_threads", "gpu_layers": "n_gpu_layers", "batch_size": "n_batch", "ubatch_size": "n_ubatch",
+        "flash_attn": "flash_attn",
+    }  # fmt: skip
+    old = {new: search[name] for name, new in names.items() if name in search}
+    rest = {k: v for k, v in search.items() if k not in names}
+    return {**rest, "runtime": old} if old else rest
 
 
 def run_in(folder: Path, spec: SearchSpec, listener: Listener | None = None) -> tuple[Outcome, LayerScaling]:

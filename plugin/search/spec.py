@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ropebend.errors import UsageError
-from ropebend.evaluate import Runtime
 from ropebend.rope_method import RopeMethod
+from ropebend.runtime import Runtime
 from ropebend.search.objective import Objective, Term
 from ropebend.tasks import Task, make_task, option_types, read_option
 
@@ -62,8 +62,8 @@ class SearchSpec(_Strict):
     test      items on which the winners are judged; never seen before
     start     scales per layer that every search tries first: what another search has found, say at half the length
     controls  "uniform", "line", "free", "random": what the result is compared with
-    executor  "local": `workers` processes (None: 1) that share `threads`; "ray": actors of the cluster at `ray_address`
-              (None: see `ray.init`), `workers` of them (None: as many as fit) with `threads` each
+    executor  "local": `workers` processes (None: 1) that share the threads; "ray": actors of the cluster at
+              `ray_address` (None: see `ray.init`), `workers` of them (None: as many as fit) with the threads each
     """
 
     model: str
@@ -87,21 +87,12 @@ class SearchSpec(_Strict):
     executor: Literal["local", "ray"] = "local"
     workers: int | None = None
     ray_address: str | None = None
-    threads: int = 0
-    gpu_layers: int = 0
-    batch_size: int = 512
-    ubatch_size: int = 256
-    flash_attn: bool = False
+    runtime: Runtime = Runtime()
 
     @property
     def n_search(self) -> int:
         """Items that the search sees: the first ones."""
         return max(self.screen, *(n for _, n in self.finals)) if self.finals else self.screen
-
-    @property
-    def runtime(self) -> Runtime:
-        """How to run llama.cpp."""
-        return Runtime(self.threads, self.gpu_layers, self.batch_size, self.ubatch_size, self.flash_attn)
 
     @property
     def rope(self) -> RopeMethod:

@@ -15,8 +15,9 @@ from typing import Protocol
 import cloudpickle
 
 from ropebend.errors import RopebendError, UsageError
-from ropebend.evaluate import Evaluator, Row, Runtime, measure, open_evaluator
+from ropebend.evaluate import Evaluator, Row, measure, open_evaluator
 from ropebend.model import Closing, Model, available_threads
+from ropebend.runtime import Runtime
 from ropebend.scaling import LayerScaling
 from ropebend.tasks.task import Task
 

@@ -18,11 +18,11 @@ from ropebend.evaluate import (
     PerplexityEvaluator,
     RetrievalEvaluator,
     Row,
-    Runtime,
     evaluate,
     greedy_answer,
     open_evaluator,
 )
+from ropebend.runtime import Runtime
 from ropebend.tasks import make_task
 from ropebend.tasks.kv import PROTOCOLS, KVRetrieval
 from ropebend.tasks.task import RetrievalTask

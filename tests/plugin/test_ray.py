@@ -18,6 +18,7 @@ from small_search import NEEDLE, spec
 from ropebend import RopebendError
 from ropebend.cli.search import with_place
 from ropebend.errors import UsageError
+from ropebend.runtime import Runtime
 from ropebend.search import Listener, SearchSpec, TaskSpec, ray_executor, run_search
 from ropebend.search import folder as run_folder
 from ropebend.search.workers import Bench, Job, open_executor
@@ -204,7 +205,7 @@ def test_errors_of_a_worker_and_too_small_clusters_are_said_plainly(
     with pytest.raises(RopebendError, match=r"has room for 2 workers with 1 CPU, expected 3: ask for fewer"):
         run_search(on_ray(workers=3))
     with pytest.raises(RopebendError, match=r"has room for 0 workers with 1 CPU and a GPU, expected at least 1"):
-        run_search(on_ray(gpu_layers=-1))
+        run_search(on_ray(runtime=Runtime(n_threads=1, n_gpu_layers=-1)))
     with pytest.raises(RopebendError, match=r"^Ray: Invalid address format"):
         run_search(on_ray().model_copy(update={"ray_address": "nonsense"}))
 
@@ -223,7 +224,7 @@ def test_a_lost_node_loses_nothing_and_the_last_one_ends_the_search(
     cluster.add_node(**NODE, num_gpus=1)  # the only one with a GPU
     watch = Watch(8, 1, remove_node)
     with pytest.raises(RopebendError, match="no node of the Ray cluster is left that has 1 CPU and a GPU for a worker"):
-        search_in(tmp_path / "b", on_ray(gpu_layers=-1), watch)
+        search_in(tmp_path / "b", on_ray(runtime=Runtime(n_threads=1, n_gpu_layers=-1)), watch)
     assert watch.notes[0] == "Ray: 1 worker, each with 1 CPU and a GPU"
     assert (tmp_path / "b" / "evaluations.jsonl").read_text().count("\n") >= 8
 

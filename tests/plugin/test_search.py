@@ -17,6 +17,7 @@ from ropebend import LayerScaling, RopebendError
 from ropebend.cli.search import cost_in_words
 from ropebend.errors import UsageError
 from ropebend.evaluate import Evaluation, Row
+from ropebend.runtime import Runtime
 from ropebend.search import Listener, TaskSpec, run_search, seeds, verdict
 from ropebend.search import folder as run_folder
 from ropebend.search.measure import CHUNK, Measurer
@@ -64,7 +65,7 @@ def test_a_run_folder_holds_everything(plain: tuple[Path, LayerScaling]) -> None
 
 
 def test_two_workers_find_the_same_factors_as_one(plain: tuple[Path, LayerScaling], tmp_path: Path) -> None:
-    started = run_folder.start(tmp_path, spec(workers=2, threads=2))
+    started = run_folder.start(tmp_path, spec(workers=2, runtime=Runtime(n_threads=2)))
     _, layers = run_folder.run_in(tmp_path, started)
     assert layers.layer_scale == plain[1].layer_scale
     assert layers.provenance["scores"] == plain[1].provenance["scores"]
@@ -74,7 +75,9 @@ def test_workers_run_a_task_of_your_own(tmp_path: Path) -> None:
     """Its classes can be imported nowhere, so they travel with it."""
     (tmp_path / "mine.py").write_text(OWN_TASK)
     mine = (TaskSpec(name=str(tmp_path / "mine.py"), options={"keys": "4"}),)
-    one, two = (run_search(spec(tasks=mine, budget="8", workers=n, threads=n)) for n in (1, 2))
+    one, two = (
+        run_search(spec(tasks=mine, budget="8", workers=n, runtime=Runtime(n_threads=n))) for n in (1, 2)
+    )
     assert one.layers == two.layers
     assert one.tests["unscaled"][0].value.tolist() == two.tests["unscaled"][0].value.tolist()
 
