@@ -42,7 +42,7 @@ from ropebend.model import available_threads
 from ropebend.native import captured_log
 from ropebend.runtime import Runtime
 from ropebend.search import Listener, SearchSpec, run_search
-from ropebend.search.run import Cost, Generation
+from ropebend.search.outcome import Cost, Generation
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 

@@ -83,7 +83,7 @@ def main(
         def in_search(i: int) -> None:
             nonlocal n_searched
             before = ours.n_computed
-            ours.run(i, full=False)
+            ours.answers(i, full=False)
             n_searched += ours.n_computed - before
 
         def steps(i: int) -> None:
@@ -95,11 +95,11 @@ def main(
             spent["steps"].append(time.perf_counter() - started)
 
         roads: dict[str, Callable[[int], list[bool]]] = {
-            "ropebend": lambda i: [a.correct for a in ours.run(i)],
+            "ropebend": lambda i: [a.correct for a in ours.answers(i)],
             "Llama, reset": lambda i: slow(i, True),
             "Llama, prefix match": lambda i: slow(i, False),
         }
-        ours.run(0)
+        ours.answers(0)
         spent: dict[str, list[float]] = {name: [] for name in [*roads, "prefill", "steps", "search"]}
         verdicts: dict[str, list[bool]] = {name: [] for name in roads}
         computed = ours.n_computed

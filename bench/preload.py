@@ -28,7 +28,7 @@ import numpy as np
 import typer
 
 from ropebend import Context, Model
-from ropebend.evaluate import evaluate, open_evaluator
+from ropebend.evaluate import Evaluation, open_evaluator
 from ropebend.runtime import Runtime
 from ropebend.tasks.text import Perplexity
 
@@ -69,7 +69,8 @@ def perplexity(path: Path, text: Path, n_ctx: int, n_chunks: int) -> float:
         Model(path) as model,
         open_evaluator(model, Perplexity(text=text, length=n_ctx), n_chunks, Runtime(n_threads=1)) as evaluator,
     ):
-        return float(np.exp(-evaluate(evaluator, model.info.scaling, range(n_chunks)).mean))
+        evaluator.set_scaling(model.info.scaling)
+        return Evaluation.of(evaluator.task, [evaluator.measure(i) for i in range(n_chunks)]).figure
 
 
 @contextlib.contextmanager

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ropebend.evaluate import Row
+from ropebend.evaluate.stats import cluster_bootstrap
 from ropebend.search.objective import Objective
 from ropebend.search.space import Candidate
-from ropebend.stats import cluster_bootstrap
 
 
 def scorer(

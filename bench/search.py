@@ -31,8 +31,7 @@ from ropebend.runtime import Runtime
 from ropebend.search import SearchSpec, TaskSpec
 from ropebend.search import folder as run_folder
 from ropebend.search.measure import Measurer, read_log
-from ropebend.search.optimisers import Scored
-from ropebend.search.race import race
+from ropebend.search.optimisers import Scored, race
 from ropebend.search.run import open_measurer
 from ropebend.search.space import Candidate, make_space
 
@@ -104,7 +103,7 @@ def longrope(
         runtime=Runtime(threads, gpu_layers),
     )  # fmt: skip
     spec = begin(output, spec)
-    outcome, _ = search_with_progress(output, spec)
+    outcome = search_with_progress(output, spec)
     if outcome.interrupted:
         print("stopped; the same call goes on from here")
         raise typer.Exit(130)
@@ -257,7 +256,7 @@ def racing(
     if source is None:
         source = output / "genomes"
         breed = begin(source, kv_spec(model, keys, f"breed-{seed}", screen=4, **common))
-        if search_with_progress(source, breed)[0].interrupted:
+        if search_with_progress(source, breed).interrupted:
             raise KeyboardInterrupt
     run_folder.resume(source)  # that it is one
     spec = begin(output, kv_spec(model, keys, f"racing-{seed}", screen=items, **common))

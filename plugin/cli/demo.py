@@ -19,7 +19,7 @@ from ropebend.runtime import Runtime
 from ropebend.tasks.task import RetrievalTask
 
 if TYPE_CHECKING:
-    from ropebend.search.run import Outcome
+    from ropebend.search.outcome import Outcome
 
 
 def demo(
@@ -49,7 +49,7 @@ def demo(
             runtime=Runtime(n_threads=threads, n_gpu_layers=n_gpu_layers),
         )
         print(f"1. search: needle was trained at 1,024 tokens, {keys} pairs need more")
-        outcome, _ = search_with_progress(out, folder.start(out, spec, force=True))
+        outcome = search_with_progress(out, folder.start(out, spec, force=True))
         if outcome.interrupted:
             raise KeyboardInterrupt
         print(f"\n2. write the scales into the GGUF: add_scales needle-Q8_0.gguf {factors}")

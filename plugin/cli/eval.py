@@ -61,10 +61,10 @@ def eval_command(
     from rich.console import Console
     from rich.progress import Progress
 
-    from ropebend.evaluate import Evaluation, Row, measure, open_evaluator
+    from ropebend.evaluate import Evaluation, Row, open_evaluator
     from ropebend.files import write_json
     from ropebend.model import Model, scaling_for
-    from ropebend.search.origin import versions
+    from ropebend.search.digest import versions
     from ropebend.tasks import make_task
 
     measured = make_task(task, options)
@@ -87,7 +87,7 @@ def eval_command(
             said = time.monotonic()
             try:
                 for i in range(n_items):
-                    rows.append(measure(evaluator, i))
+                    rows.append(evaluator.measure(i))
                     bar.advance(job)
                     if not console.is_terminal and time.monotonic() - said >= SAY_EVERY:
                         said = time.monotonic()
@@ -102,7 +102,7 @@ def eval_command(
     what = ", ".join(f"{k} {v}" for k, v in config.items() if k not in ("name", "depths", "seed") and v is not None)
     print(f"{loaded.info.name}: {measured.name}, up to {n_tokens} tokens (trained at {loaded.info.n_ctx_train})")
     print(f"{what}; {scales}; {n} items" + (f" of {n_items}, then interrupted" if n < n_items else "") + "\n")
-    print(accuracy_table([("perplexity" if result.is_text else "accuracy", result)]))
+    print(accuracy_table([(result.measure, result)]))
     report: dict[str, Any] = {
         "format": "ropebend-eval/1",
         "model": str(model),
@@ -113,7 +113,7 @@ def eval_command(
         "lead_in": lead_in,
         "scaling": chosen.to_json() if chosen is not None else None,
         "versions": versions(),
-        **evaluation_json(result),
+        **result.to_json(),
     }
     write_json(out, report)
     print(f"\nwrote {out}")
@@ -122,43 +122,14 @@ def eval_command(
 
 
 def accuracy_table(rows: list[tuple[str, Evaluation]]) -> str:
-    """One line per named result: accuracy per depth and mean (or perplexity), each with its 95 % interval."""
-    from ropebend.search.verdict import by_depth, figure
-
+    """One line per named result: its figure per depth and in all, each with its 95 % interval."""
     first = rows[0][1]
     width = max(len(name) for name, _ in rows) + 2
-    if first.is_text:
-        return "\n".join([f"{name.ljust(width)}{figure(result)}" for name, result in rows])
-    lines = ["depth".ljust(width) + "".join(f"{d:>16g}" for d in first.depths) + "mean".rjust(18)]
+    if not first.columns:
+        return "\n".join([f"{name.ljust(width)}{result.in_words()}" for name, result in rows])
+    lines = ["depth".ljust(width) + "".join(c.rjust(16) for c in first.columns) + "mean".rjust(18)]
     for name, result in rows:
-        lines.append(name.ljust(width) + "".join(c.rjust(16) for c in by_depth(result)) + figure(result).rjust(18))
-    lines.append("[a–b]: 95 % interval (per depth Wilson; mean: bootstrap over items)")
+        cells = "".join(c.rjust(16) for c in result.by_depth())
+        lines.append(name.ljust(width) + cells + result.in_words().rjust(18))
+    lines.append("[a–b]: 95 % interval (Wilson; for the mean with the number of questions that the items are worth)")
     return "\n".join(lines)
-
-
-def evaluation_json(result: Evaluation) -> dict[str, Any]:
-    """Figures and every verdict, for files."""
-    import numpy as np
-
-    from ropebend.stats import mean_interval, wilson
-
-    n = len(result.value)
-    low, high = mean_interval(result.per_item)
-    if result.is_text:
-        return {
-            "samples": n,
-            "perplexity": float(np.exp(-result.mean)),
-            "perplexity_interval": [float(np.exp(-high)), float(np.exp(-low))],
-            "logprob": result.logprob[:, 0].tolist(),
-        }
-    return {
-        "samples": n,
-        "depths": list(result.depths),
-        "accuracy": result.mean,
-        "accuracy_interval": [low, high],
-        "accuracy_by_depth": result.value.mean(axis=0).tolist(),
-        "accuracy_by_depth_interval": [list(wilson(int(c.sum()), n)) for c in result.value.T],
-        "correct": result.value.astype(int).tolist(),
-        "logprob": result.logprob.round(5).tolist(),
-        "answers": [list(row) for row in result.texts],
-    }

@@ -13,6 +13,7 @@ import typer
 
 from ropebend.errors import RopebendError, UsageError
 from ropebend.runtime import MAX_THREADS, CacheType, Runtime
+from ropebend.tasks.kv import ProtocolName
 
 
 def _warn_without_gpu(n_layers: int) -> int:
@@ -50,7 +51,7 @@ TaskOption = Annotated[
 DEPTHS, DEPTHS_HELP = "0,0.25,0.5,0.75,1", "Depths of the answer: 0 is first, 1 last."
 Depths = Annotated[str, typer.Option(help=DEPTHS_HELP)]
 Protocol = Annotated[
-    str | None,
+    ProtocolName | None,
     typer.Option(
         help="kv. shared: ask for the pair that stands at each depth (one prefill per JSON); "
         "published: move one pair to each depth, as in the paper's script.",

@@ -11,13 +11,20 @@ import typer
 from ropebend.cli import options as o
 from ropebend.errors import UsageError
 from ropebend.runtime import Runtime
+from ropebend.scaling import LayerScaling
+from ropebend.search.spec import (
+    CONTROLS,
+    Budget,
+    ExecutorName,
+    GenomeName,
+    MethodName,
+    OptimiserName,
+    SearchSpec,
+    TaskSpec,
+)
 
 if TYPE_CHECKING:
-    from ropebend.scaling import LayerScaling
-    from ropebend.search.run import Cost, Outcome
-    from ropebend.search.spec import SearchSpec
-
-CONTROLS = "uniform,line,free,random"
+    from ropebend.search.outcome import Cost, Outcome
 
 
 @o.takes_runtime(Runtime())
@@ -55,15 +62,14 @@ def search_command(
         ),
     ] = "400",
     method: Annotated[
-        str,
-        typer.Option(help="Extension method that the scales multiply: none, linear (pi), ntk, dynamic-ntk or yarn."),
+        MethodName, typer.Option(help="Extension method that the scales multiply; linear is position interpolation.")
     ] = "none",
     factor: Annotated[float, typer.Option(min=1.0, help="The method's interpolation factor.")] = 1.0,
     factor_range: Annotated[
         str | None, typer.Option(help="LOW,HIGH: search the factor too, starting from --factor.", show_default=False)
     ] = None,
-    genome: Annotated[str, typer.Option(help="What is searched: bezier, line, uniform or free.")] = "bezier",
-    optimiser: Annotated[str, typer.Option(help="ga, cma or random.")] = "ga",
+    genome: Annotated[GenomeName, typer.Option(help="What is searched.")] = "bezier",
+    optimiser: Annotated[OptimiserName, typer.Option(help="How it is searched.")] = "ga",
     start: Annotated[
         Path | None,
         typer.Option(
@@ -71,7 +77,9 @@ def search_command(
             show_default=False,
         ),
     ] = None,
-    controls: Annotated[str, typer.Option(help=f"Searches to compare with: {CONTROLS}, or none.")] = CONTROLS,
+    controls: Annotated[str, typer.Option(help=f"Searches to compare with: {','.join(CONTROLS)}, or none.")] = ",".join(
+        CONTROLS
+    ),
     population: Annotated[int, typer.Option(min=2, help="Sets of scales per generation.")] = 16,
     screen: Annotated[int, typer.Option(min=1, help="Items on which every set of scales is measured.")] = 6,
     finals: Annotated[
@@ -89,7 +97,7 @@ def search_command(
         ),
     ] = 1,
     executor: Annotated[
-        str | None,
+        ExecutorName | None,
         typer.Option(
             help="Where to measure. local: processes on this machine; ray: actors of a Ray cluster, each with a GPU "
             "(--gpu-layers) and --threads cores (0: all alike).",
@@ -157,7 +165,7 @@ def search_command(
     for part, spec in runs:
         if len(runs) > 1:
             print(f"seed {spec.seed}, {len(outcomes) + 1} of {len(runs)}")
-        outcome, _ = search_with_progress(part, spec)
+        outcome = search_with_progress(part, spec)
         outcomes.append(outcome)
         print_outcome(outcome)
         print(f"\nwrote {part / 'factors.json'} and {part / 'report.html'}")
@@ -183,26 +191,14 @@ def refuse_without_effect(ctx: typer.Context) -> None:
 
 
 def make_spec(
-    *, task: str, options: dict[str, Any], also: list[str] | None, transfer: list[str] | None, method: str,
-    factor: float, factor_range: str | None, genome: str, optimiser: str, start: Path | None, controls: str,
-    finals: str, **rest: Any,
+    *, task: str, options: dict[str, Any], also: list[str] | None, transfer: list[str] | None, method: MethodName,
+    factor: float, factor_range: str | None, start: Path | None, controls: str, finals: str, **rest: Any,
 ) -> SearchSpec:  # fmt: skip
     """Read what the flags say.  Raises UsageError naming the flag."""
-    from ropebend.rope_method import METHODS
-    from ropebend.scaling import LayerScaling
-    from ropebend.search.budget import Budget
-    from ropebend.search.optimisers import OPTIMISERS
-    from ropebend.search.space import SPACES
-    from ropebend.search.spec import SearchSpec, TaskSpec
-
-    method = {"pi": "linear"}.get(method, method)
     names = tuple(filter(None, controls.split(","))) if controls != "none" else ()
-    for flag, value, allowed in (
-        ("method", method, METHODS), ("genome", genome, SPACES), ("optimiser", optimiser, OPTIMISERS),
-        *(("controls", c, CONTROLS.split(",")) for c in names),
-    ):  # fmt: skip
-        if value not in allowed:
-            raise UsageError(f"--{flag}: expected one of {', '.join(allowed)}, got {value!r}")
+    for name in names:
+        if name not in CONTROLS:
+            raise UsageError(f"--controls: expected some of {', '.join(CONTROLS)}, or none, got {name!r}")
     if method == "none" and (factor != 1.0 or factor_range):
         raise UsageError("--factor needs a --method; linear is position interpolation")
     low_high = tuple(o.numbers(factor_range, "--factor-range", 1.0)) if factor_range else None
@@ -226,16 +222,16 @@ def make_spec(
     others = [*map(TaskSpec.parse, transfer or [])]
     return SearchSpec(
         tasks=tuple(tasks), transfer=tuple(others), method=method, factor=factor, factor_range=low_high,
-        genome=genome, optimiser=optimiser, start=scales, controls=names, finals=stages, **rest,
+        start=scales, controls=names, finals=stages, **rest,
     )  # fmt: skip
 
 
-def with_place(spec: SearchSpec, executor: str | None, workers: int | None, ray_address: str | None) -> SearchSpec:
+def with_place(
+    spec: SearchSpec, executor: ExecutorName | None, workers: int | None, ray_address: str | None
+) -> SearchSpec:
     """The spec with the place that was asked for, which a resumed search may change.  Raises UsageError."""
     from ropebend.search.workers import require_ray
 
-    if executor not in (None, "local", "ray"):
-        raise UsageError(f"--executor: expected local or ray, got {executor!r}")
     if executor is not None:
         spec = spec.model_copy(update={"executor": executor, "workers": None, "ray_address": None})
     if spec.executor == "ray":
@@ -246,7 +242,7 @@ def with_place(spec: SearchSpec, executor: str | None, workers: int | None, ray_
     return spec.model_copy(update=given)
 
 
-def search_with_progress(folder: Path, spec: SearchSpec) -> tuple[Outcome, LayerScaling]:
+def search_with_progress(folder: Path, spec: SearchSpec) -> Outcome:
     """Run a search in its folder with a live view: best and mean score, evaluations, time left."""
     from rich.console import Console
     from rich.progress import (
@@ -259,7 +255,7 @@ def search_with_progress(folder: Path, spec: SearchSpec) -> tuple[Outcome, Layer
     )
 
     from ropebend.search.folder import run_in
-    from ropebend.search.run import Generation, Listener
+    from ropebend.search.outcome import Generation, Listener
 
     console = Console(stderr=True)
     columns = (
@@ -308,8 +304,6 @@ def search_with_progress(folder: Path, spec: SearchSpec) -> tuple[Outcome, Layer
 
 def cost_in_words(spec: SearchSpec, cost: Cost) -> str:
     """Prompt tokens and minutes that a search will take."""
-    from ropebend.search.budget import Budget
-
     budget = Budget.parse(spec.budget)
     late = f"{cost.late_seconds / 60:.1f} minutes of finals and tests"
     if budget.unit == "seconds":

@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import logsumexp
 
-from ropebend.model import Batch, Closing, Context, Model
+from ropebend.evaluate.evaluation import Row
+from ropebend.evaluate.evaluator import Evaluator
+from ropebend.model import Batch, Context, Model
 from ropebend.runtime import Runtime
-from ropebend.scaling import LayerScaling
 from ropebend.tasks.task import TextTask
 
 
-class PerplexityEvaluator(Closing):
-    """Runs the first `n_items` windows of a text on one model, swapping scales without a new context.
+class PerplexityEvaluator(Evaluator):
+    """Runs windows of a text."""
 
-    The task is prepared (see `open_evaluator`).
-    """
+    task: TextTask
 
     def __init__(self, model: Model, task: TextTask, n_items: int, runtime: Runtime):
-        self.model, self.task, self.n_items = model, task, n_items
-        self.n_tokens = max(len(task.window(i)) for i in range(n_items))
-        self.context = Context(model, n_ctx=self.n_tokens, scaling=None, **runtime.context)
-        self.n_computed = 0
-        self._batch = Batch(self.context.n_batch)
+        n_tokens = max(len(task.window(i)) for i in range(n_items))
+        context = Context(model, n_ctx=n_tokens, scaling=None, **runtime.context)
+        super().__init__(model, task, n_items, n_tokens, context)
+        self._batch = Batch(context.n_batch)
 
-    def close(self) -> None:
-        """Free the context."""
-        self.context.close()
+    def measure(self, i: int, *, full: bool = True) -> Row:
+        """See `logprob`."""
+        logprob = self.logprob(i)
+        return Row((logprob,), (logprob,))
 
-    def set_scaling(self, scaling: LayerScaling | None) -> None:
-        """Use these scales from now on."""
-        self.context.set_scaling(scaling, self.n_tokens)
-
-    def run(self, i: int) -> float:
+    def logprob(self, i: int) -> float:
         """Mean log-probability per token (nats) of the second half of window i."""
         tokens = np.array(self.task.window(i), np.int32)
         bos = self.model.bos_token
@@ -63,7 +60,5 @@ def _logprobs(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int32]) -
     total = 0.0
     for start in range(0, len(targets), 16):
         rows = logits[start : start + 16].astype(np.float64)
-        top = rows.max(axis=1)
-        log_z = top + np.log(np.exp(rows - top[:, None]).sum(axis=1))
-        total += float((rows[np.arange(len(rows)), targets[start : start + 16]] - log_z).sum())
+        total += float((rows[np.arange(len(rows)), targets[start : start + 16]] - logsumexp(rows, axis=1)).sum())
     return total

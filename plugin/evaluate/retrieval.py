@@ -19,16 +19,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import logsumexp
 
 from ropebend.errors import RopebendError
-from ropebend.model import Batch, Closing, Context, Model
+from ropebend.evaluate.evaluation import Row
+from ropebend.evaluate.evaluator import Evaluator
+from ropebend.model import Batch, Context, Model
 from ropebend.runtime import Runtime
-from ropebend.scaling import LayerScaling
 from ropebend.tasks.task import Question, RetrievalTask
 
 MAX_ANSWER_TOKENS = 100  # as published
 ROOM = MAX_ANSWER_TOKENS + 80  # KV cells of a branch: the answer with guesses, and the question where prompts differ
 FIRST_GUESS, MAX_GUESS = 4, 16  # tokens looked up in the prompt and checked in one decode; more while they hold
+N_TOKENISED = 8  # prompts, the longest ones, to know how large the context has to be
 CACHED_TOKENS = 1 << 24  # of tokenised prompts kept from one set of scales to the next (64 MiB)
 
 Tokens = npt.NDArray[np.int32]
@@ -82,40 +85,23 @@ class _Branch:
         return [*self.prompt.tokens[self.n_cached :].tolist(), *answer[max(self.n_cached - n, 0) :]]
 
 
-class RetrievalEvaluator(Closing):
-    """Runs the first `n_items` items of a task on one model, swapping scales without a new context.
+class RetrievalEvaluator(Evaluator):
+    """Runs items of a task.  The longest question decides the context; RopebendError if there is no room for it."""
 
-    The task is prepared (see `open_evaluator`).  The longest item decides the context; RopebendError if there is no
-    room for it.
-    """
+    task: RetrievalTask
 
     def __init__(self, model: Model, task: RetrievalTask, n_items: int, runtime: Runtime):
-        self.model, self.task, self.n_items = model, task, n_items
-        self.depths = task.depths
         self._prompts: dict[int, list[_Prompt]] = {}
         self._n_cached = 0
-        longest = max(len(model.tokenize(task.item(i).questions[0].prompt)) for i in range(n_items))
-        self.n_tokens = longest + ROOM
-        self.context = Context(
-            model,
-            n_ctx=longest + 64 + len(self.depths) * ROOM,
-            n_seq_max=1 + len(self.depths),
-            kv_unified=True,
-            scaling=None,
-            **runtime.context,
+        longest = _longest(model, task, n_items)
+        n = len(task.depths)
+        context = Context(
+            model, n_ctx=longest + 64 + n * ROOM, n_seq_max=1 + n, kv_unified=True, scaling=None, **runtime.context
         )
-        self.n_computed = 0  # prompt tokens that went through the model so far
-        self._batch = Batch(self.context.n_batch)
-        self._rolls_back = self.context.can_roll_back()
+        super().__init__(model, task, n_items, longest + ROOM, context)
+        self._batch = Batch(context.n_batch)
+        self._rolls_back = context.can_roll_back()
         self.lead_in = self._find_lead_in()
-
-    def close(self) -> None:
-        """Free the context."""
-        self.context.close()
-
-    def set_scaling(self, scaling: LayerScaling | None) -> None:
-        """Use these scales from now on."""
-        self.context.set_scaling(scaling, self.n_tokens)
 
     def _find_lead_in(self) -> str:
         """What this model says before the answer, learnt from a few easy items; a space if it never finds one."""
@@ -128,7 +114,17 @@ class RetrievalEvaluator(Closing):
                     seen[text[:start]] += 1
         return seen.most_common(1)[0][0] if seen else " "
 
-    def run(self, i: int, *, full: bool = True) -> list[Answer]:
+    def measure(self, i: int, *, full: bool = True) -> Row:
+        """The answers to item i; tasks without exact answers are always run in full."""
+        answers = self.answers(i, full=full or not self.task.exact)
+        return Row(
+            tuple(float(a.correct) for a in answers),
+            tuple(a.logprob for a in answers),
+            tuple(a.margin for a in answers),
+            tuple(a.text for a in answers),
+        )
+
+    def answers(self, i: int, *, full: bool = True) -> list[Answer]:
         """Answers to the questions of item i, by depth.
 
         full=False stops at the first mismatch: stricter (another lead-in counts as wrong) and much faster where
@@ -238,8 +234,7 @@ class RetrievalEvaluator(Closing):
     def _judge(self, branch: _Branch, logits: npt.NDArray[np.float32], full: bool) -> None:
         gold = np.asarray(branch.prompt.gold)
         best = logits.argmax(axis=1)
-        top = logits.max(axis=1)
-        log_z = top + np.log(np.exp((logits - top[:, None]).astype(np.float64)).sum(axis=1))
+        log_z = logsumexp(logits.astype(np.float64), axis=1)
         branch.logprob = float((logits[np.arange(len(gold)), gold] - log_z).mean())
         wrong = np.flatnonzero(best != gold)
         n_right = int(wrong[0]) if len(wrong) else len(gold)
@@ -333,6 +328,14 @@ def greedy_answer(
     text = model.detokenize(out)
     correct = task is not None and question is not None and task.is_right(text, question)
     return Answer(question.depth if question else np.nan, correct, np.nan, margin, text)
+
+
+def _longest(model: Model, task: RetrievalTask, n_items: int) -> int:
+    """Tokens of the longest prompt, with some room: only those with most bytes are tokenised, to begin in seconds."""
+    prompts = [q.prompt for i in range(n_items) for q in task.item(i).questions]
+    prompts.sort(key=lambda p: -len(p.encode()))
+    counts = [len(model.tokenize(p)) for p in prompts[:N_TOKENISED]]
+    return max(counts) + (0 if len(counts) == len(prompts) else max(counts) // 32)
 
 
 def _margins(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -7,11 +7,13 @@
     print(verdict(outcome))
     outcome.layers.save("factors.json")
 
-Pieces: `space` (what is searched), `optimisers` (ask and tell), `objective` (what is maximised), `workers` and
-`measure` (where, and only once), `run` (all of it), `folder` and `report` (what stays).
+Pieces: `space` (what is searched), `optimisers` (ask and tell), `objective` (what is maximised), `worker`, `workers`
+and `measure` (where, and only once), `run` (all of it), `outcome`, `verdict` and `report` (what came of it), `folder`
+(what stays).
 """
 
-from ropebend.search.run import Listener, Outcome, run_search
+from ropebend.search.outcome import Listener, Outcome
+from ropebend.search.run import run_search
 from ropebend.search.spec import SearchSpec, TaskSpec
 from ropebend.search.verdict import verdict
 

@@ -7,17 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from ropebend.errors import RopebendError, UsageError
 from ropebend.files import write_json
 from ropebend.scaling import LayerScaling
+from ropebend.search.digest import model_digest, versions
 from ropebend.search.measure import read_log
-from ropebend.search.origin import model_digest, versions
-from ropebend.search.run import Listener, Outcome, run_search
+from ropebend.search.outcome import Listener, Outcome
+from ropebend.search.run import run_search
 from ropebend.search.spec import PLACE, SearchSpec
-from ropebend.search.verdict import compare
 
 FORMAT = "ropebend-search/1"
 CONFIG, LOG, FACTORS = "config.json", "evaluations.jsonl", "factors.json"
@@ -80,7 +79,7 @@ def _with_runtime(search: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "runtime": old} if old else rest
 
 
-def run_in(folder: Path, spec: SearchSpec, listener: Listener | None = None) -> tuple[Outcome, LayerScaling]:
+def run_in(folder: Path, spec: SearchSpec, listener: Listener | None = None) -> Outcome:
     """Search, and write factors.json, report.html and the pictures.
 
     A new search that fails before any scales are measured leaves nothing that would be in the way of the next one.
@@ -97,10 +96,10 @@ def run_in(folder: Path, spec: SearchSpec, listener: Listener | None = None) -> 
             for path in (log, folder / CONFIG):
                 path.unlink(missing_ok=True)
         raise
-    layers = with_provenance(outcome, digest)
-    layers.save(folder / FACTORS)
+    outcome = replace(outcome, layers=with_provenance(outcome, digest))
+    outcome.layers.save(folder / FACTORS)
     write_report(folder, outcome)
-    return outcome, layers
+    return outcome
 
 
 def with_provenance(outcome: Outcome, model_sha256: str) -> LayerScaling:
@@ -109,14 +108,11 @@ def with_provenance(outcome: Outcome, model_sha256: str) -> LayerScaling:
     scores: dict[str, Any] = {"search_score": round(main.best.score, 6), "search_items": main.n_items}
     if outcome.tests:
         scores["test"] = {
-            name: {
-                t.name: round(float(np.exp(-e.mean) if e.is_text else e.mean), 4)
-                for t, e in zip(outcome.tasks, by_task, strict=True)
-            }
+            name: {t.name: round(e.figure, 4) for t, e in zip(outcome.tasks, by_task, strict=True)}
             for name, by_task in outcome.tests.items()
         }
         if "uniform" in outcome.tests:
-            c = compare(outcome.tests[spec.label][0], outcome.tests["uniform"][0])
+            c = outcome.tests[spec.label][0].against(outcome.tests["uniform"][0])
             scores["gain_over_uniform"] = [round(x, 4) for x in (c.mean, c.low, c.high)]
             scores["best_uniform"] = outcome.found["uniform"].best.candidate.scales[0]
     provenance = {

@@ -14,7 +14,7 @@ from ropebend.evaluate import Row
 from ropebend.scaling import LayerScaling
 from ropebend.search.objective import Objective
 from ropebend.search.space import Candidate, Key
-from ropebend.search.workers import Done, Executor, Job
+from ropebend.search.worker import Done, Executor, Job
 
 CHUNK = 8  # items per job at most, so that workers share what is left at the end
 

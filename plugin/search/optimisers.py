@@ -13,7 +13,7 @@ no candidate is asked for twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,9 @@ class Scored:
 
     candidate: Candidate
     score: float
+
+
+# ---- ask and tell, and how every search starts
 
 
 class Optimiser:
@@ -132,19 +135,40 @@ class Optimiser:
         return seeds
 
 
-class GeneticSearch(Optimiser):
-    """The genetic algorithm: half crossovers, half mutants, one newcomer; survivors are the best of all so far.
+# ---- the genetic algorithm
 
-    elites  best survivors, which breed most
+
+@dataclass(frozen=True)
+class Genetics:
+    """What the paper leaves open about its genetic algorithm; values found on needle unless a source is named.
+
+    elites          best survivors; every other tournament is among them alone
+    tournament      contestants for each place as a parent (Goldberg and Deb, 1991, who show that two press the least)
+    blend           how far a child may lie outside its parents (BLX-alpha; Eshelman and Schaffer, 1993, take 0.5)
+    p_mutate_child  of the crossovers that are also mutated (LongRoPE's mutation probability: 0.3)
+    p_gene          of a gene to change in a mutant
+    shrink, floor   the mutation step falls by this factor a generation, down to this share of the space's spread
     """
 
+    elites: int = 4
+    tournament: int = 2
+    blend: float = 0.25
+    p_mutate_child: float = 0.3
+    p_gene: float = 0.5
+    shrink: float = 0.93
+    floor: float = 0.25
+
+
+class GeneticSearch(Optimiser):
+    """Half mutants, half crossovers, the last one a newcomer; survivors are the best of all so far."""
+
     name = "ga"
-    elites = 4
+    genetics = Genetics()
 
     def next_generation(self) -> list[Genome]:
         """Steps shrink slowly as generations pass."""
-        rng, space = self.rng, self.space
-        step = max(0.25, 0.93 ** (self.generation - 2))
+        rng, space, g = self.rng, self.space, self.genetics
+        step = max(g.floor, g.shrink ** (self.generation - 2))
         # the seeds of the first generations all compete; later only the survivors do
         parents = [genes for genes, _ in self._ranked[: self.population]]
         out: list[Genome] = []
@@ -155,22 +179,26 @@ class GeneticSearch(Optimiser):
                 out.append((self._mutant(parents[self._pick(len(parents))], step), "mutant"))
             else:
                 a, b = parents[self._pick(len(parents))], parents[self._pick(len(parents))]
-                mix = rng.uniform(-0.25, 1.25, space.n_genes)  # blend crossover (BLX-0.25)
+                mix = rng.uniform(-g.blend, 1 + g.blend, space.n_genes)
                 child = space.bounded(a + mix * (b - a))
-                out.append((self._mutant(child, step) if rng.random() < 0.3 else child, "crossover"))
+                mutated = rng.random() < g.p_mutate_child
+                out.append((self._mutant(child, step) if mutated else child, "crossover"))
         return out
 
     def _pick(self, n: int) -> int:
-        """Index of a parent: a tournament of two, half of the time among the elites only."""
-        pool = min(self.elites, n) if self.rng.random() < 0.5 else n
-        return int(min(self.rng.integers(pool), self.rng.integers(pool)))
+        """Index of a parent: the best of a tournament, half of the time among the elites only."""
+        pool = min(self.genetics.elites, n) if self.rng.random() < 0.5 else n
+        return min(int(self.rng.integers(pool)) for _ in range(self.genetics.tournament))
 
     def _mutant(self, parent: Genes, step: float) -> Genes:
         rng, n = self.rng, self.space.n_genes
-        chosen = rng.random(n) < 0.5
+        chosen = rng.random(n) < self.genetics.p_gene
         if not chosen.any():
             chosen[rng.integers(n)] = True
         return self.space.bounded(parent + chosen * rng.normal(0.0, 1.0, n) * self.space.spread * step)
+
+
+# ---- controls and others
 
 
 class RandomSearch(Optimiser):
@@ -220,6 +248,9 @@ class CMAES(Optimiser):
         self._sampled = []
 
 
+# ---- by name
+
+
 OPTIMISERS: dict[str, type[Optimiser]] = {o.name: o for o in (GeneticSearch, CMAES, RandomSearch)}
 
 
@@ -228,3 +259,25 @@ def make_optimiser(name: str, space: Space, **more: Any) -> Optimiser:
     if name not in OPTIMISERS:
         raise RopebendError(f"optimiser: expected one of {', '.join(OPTIMISERS)}, got {name!r}")
     return OPTIMISERS[name](space, **more)
+
+
+# ---- the choice among the best
+
+
+def race(
+    entrants: Sequence[Scored],
+    stages: Sequence[tuple[int, int]],
+    score: Callable[[Sequence[Candidate], int], Sequence[float]],
+) -> list[Scored]:
+    """The finalists with their scores on the last stage's items, best first; among equals the earlier one stays ahead.
+
+    entrants  best first, by what is known so far
+    stages    (n_candidates, n_items) in turn: so many of the best are scored on so many items
+    score     scores of candidates on the first n_items
+    """
+    ranked = list(entrants)
+    for n_candidates, n_items in stages:
+        candidates = [s.candidate for s in ranked[:n_candidates]]
+        ranked = [Scored(c, x) for c, x in zip(candidates, score(candidates, n_items), strict=True)]
+        ranked.sort(key=lambda s: -s.score)
+    return ranked

@@ -23,8 +23,8 @@ from ray.exceptions import (
 )
 
 from ropebend.errors import RopebendError
-from ropebend.search.origin import model_sample, versions
-from ropebend.search.workers import Bench, Done, Job, Worker
+from ropebend.search.digest import model_sample, versions
+from ropebend.search.worker import Bench, Done, Job, Worker
 
 DIED = (RayActorError, NodeDiedError, OutOfMemoryError, WorkerCrashedError, ObjectLostError)
 MAX_DEATHS = 3  # workers that one job may take with it before it is called a crash

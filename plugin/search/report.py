@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from ropebend import plot
-from ropebend.evaluate import Evaluation
+from ropebend.evaluate import RetrievalEvaluation
 from ropebend.files import write_bytes
-from ropebend.search.run import Outcome
+from ropebend.search import plot
+from ropebend.search.outcome import Outcome
 from ropebend.search.spec import SearchSpec
-from ropebend.search.verdict import by_depth, compare, figure, gain, verdict
+from ropebend.search.verdict import verdict
 from ropebend.tasks.task import Task
 
 
@@ -36,8 +36,9 @@ def write_report(folder: Path, outcome: Outcome) -> None:
         Picture("Scales", "scales.png", plot.scales(title, outcome.found, outcome.spec.label)),
         Picture("Best score by generation", "scores.png", plot.scores(title, outcome.found)),
     ]
-    if tests and not next(iter(tests.values())).is_text:
-        pictures.append(Picture("Accuracy by depth", "accuracy.png", plot.accuracy(title, tests)))
+    by_depth = {name: t for name, t in tests.items() if isinstance(t, RetrievalEvaluation)}
+    if by_depth:
+        pictures.append(Picture("Accuracy by depth", "accuracy.png", plot.accuracy(title, by_depth)))
     write_page(folder, title, verdict(outcome), summary(outcome), _tables(outcome), pictures, outcome.spec)
 
 
@@ -96,7 +97,7 @@ def _tables(outcome: Outcome) -> list[dict[str, Any]]:
     for i, task in enumerate(outcome.tasks if outcome.tests else ()):
         part = "objective" if i < len(outcome.spec.tasks) else "transfer: not searched on"
         results = {name: by_task[i] for name, by_task in outcome.tests.items()}
-        is_text = results["unscaled"].is_text
+        unscaled = results["unscaled"]
         config = ", ".join(
             f"{k} {v}" for k, v in task.config().items() if k not in ("name", "depths") and v is not None
         )
@@ -105,16 +106,16 @@ def _tables(outcome: Outcome) -> list[dict[str, Any]]:
                 "title": f"{describe(task)} ({part})",
                 "head": [
                     "scales",
-                    "perplexity" if is_text else "accuracy",
-                    *_depths(results["unscaled"]),
+                    unscaled.measure,
+                    *(f"depth {c}" for c in unscaled.columns),
                     f"{main} against it",
                 ],
                 "rows": [
                     [
                         name,
-                        figure(r),
-                        *by_depth(r),
-                        "" if name == main else gain(compare(results[main], r), is_text=is_text),
+                        r.in_words(),
+                        *r.by_depth(),
+                        "" if name == main else r.gain(results[main].against(r)),
                     ]
                     for name, r in results.items()
                 ],
@@ -129,7 +130,3 @@ def _tables(outcome: Outcome) -> list[dict[str, Any]]:
     ]  # fmt: skip
     head = ["search", "evaluations", "score", "on items", "factor", "scales by layer"]
     return [*out, {"title": "Winners", "head": head, "rows": rows, "note": ""}]
-
-
-def _depths(result: Evaluation) -> list[str]:
-    return [] if result.is_text else [f"depth {d:g}" for d in result.depths]

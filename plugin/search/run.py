@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,121 +15,17 @@ from ropebend.evaluate import Evaluation
 from ropebend.model import check_supported
 from ropebend.model_info import ModelInfo
 from ropebend.scaling import LayerScaling
-from ropebend.search.budget import Budget
 from ropebend.search.measure import Measurer
 from ropebend.search.objective import Objective
-from ropebend.search.optimisers import Optimiser, Scored, make_optimiser
-from ropebend.search.race import race
-from ropebend.search.space import MAX_SCALE, Candidate, make_space, uniform_grid
-from ropebend.search.spec import UNIFORM_BUDGET, SearchSpec
-from ropebend.search.workers import Bench, open_executor
+from ropebend.search.optimisers import Optimiser, make_optimiser, race
+from ropebend.search.outcome import Cost, Found, Generation, Listener, Outcome
+from ropebend.search.space import USUAL_TOP, Candidate, make_space, uniform_grid
+from ropebend.search.spec import UNIFORM_BUDGET, Budget, SearchSpec
+from ropebend.search.worker import Bench
+from ropebend.search.workers import open_executor
 from ropebend.tasks.task import Task
 
 N_KEPT = 24  # candidates of a search that are kept for the report, at least
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a run will take, extrapolated from the unscaled model's first item of each task.
-
-    n_tokens   prompt tokens that must be computed for one candidate on one item of every task
-    seconds    that takes all workers together; 0 if it was read from the log
-    n_search   items (candidates times items) of the searches, None where the budget is not a number of evaluations
-    n_late     items of the finals and the tests
-    context    tokens that a sequence of the first task may reach
-    """
-
-    n_tokens: int
-    seconds: float
-    n_search: int | None
-    n_late: int
-    context: int
-
-    @property
-    def late_seconds(self) -> float:
-        """What the finals and the tests take."""
-        return self.n_late * self.seconds
-
-
-@dataclass(frozen=True)
-class Generation:
-    """State of one search after a generation."""
-
-    search: str
-    number: int
-    n_evaluated: int
-    best: float
-    mean: float
-
-
-@dataclass
-class Found:
-    """What one search found.
-
-    ranked      finalists, best first, at the most items they were measured on
-    n_items     that number
-    n_repeated  genomes that were drawn, too, but stood for scales measured before: they cost nothing
-    history     one entry per generation
-    """
-
-    name: str
-    ranked: list[Scored] = field(default_factory=list)
-    n_items: int = 0
-    n_evaluated: int = 0
-    n_repeated: int = 0
-    history: list[Generation] = field(default_factory=list)
-
-    @property
-    def best(self) -> Scored:
-        """The winner."""
-        return self.ranked[0]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """All searches (the main one last) and, unless interrupted, how their winners do on items never seen.
-
-    tests  name of the scales ("unscaled", "start" if there are some, then the searches') -> an evaluation per task: the
-           objective's, then transfer
-    """
-
-    spec: SearchSpec
-    info: ModelInfo
-    tasks: tuple[Task, ...]
-    found: dict[str, Found]
-    tests: dict[str, list[Evaluation]]
-    layers: LayerScaling
-    n_ctx: int
-    n_tokens: int
-    seconds: float
-    interrupted: bool
-
-    @property
-    def main(self) -> Found:
-        """The search itself, not a control; where it was interrupted, the best of all that are at as many items."""
-        own = self.found.get(self.spec.label)
-        if own is not None and (not self.interrupted or len({f.n_items for f in self.found.values()}) > 1):
-            return own
-        return max(self.found.values(), key=lambda f: f.best.score)
-
-
-class Listener:
-    """Hears how a run goes on; does nothing by itself."""
-
-    def note(self, text: str) -> None:
-        """Something happened to the workers, in words."""
-
-    def started(self, cost: Cost) -> None:
-        """The model is loaded and one item was measured."""
-
-    def generation(self, state: Generation) -> None:
-        """A generation is measured."""
-
-    def items(self, stage: str, n: int) -> None:
-        """n more items were measured; stage: the search's name, "finals" or "test"."""
-
-    def stage(self, stage: str, n_items: int) -> None:
-        """A stage of so many items (candidates times items) begins."""
 
 
 def run_search(spec: SearchSpec, log: Path | None = None, listener: Listener | None = None) -> Outcome:
@@ -234,7 +130,7 @@ class _Run:
         spec = self.spec
         grid = uniform_grid(stretch)
         space = make_space(
-            genome, self.info.n_layer, max_scale=max(MAX_SCALE, grid[-1], *(spec.start or ())), factor=spec.factor,
+            genome, self.info.n_layer, max_scale=max(USUAL_TOP, grid[-1], *(spec.start or ())), factor=spec.factor,
             factor_range=spec.factor_range,
         )  # fmt: skip
         return make_optimiser(

@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ropebend import plot
 from ropebend.errors import UsageError
 from ropebend.evaluate import Evaluation
 from ropebend.search import folder as run_folder
+from ropebend.search import plot
+from ropebend.search.outcome import Outcome
 from ropebend.search.report import Picture, describe, write_page
-from ropebend.search.run import Outcome
 from ropebend.search.spec import SearchSpec
-from ropebend.search.verdict import compare, figure, gain, rival, sentence
+from ropebend.search.verdict import rival, sentence
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -48,11 +46,7 @@ def pooled(outcomes: Sequence[Outcome]) -> dict[str, Evaluation]:
     Only of scales that every seed has.  An interval over them is one over items, for searches like these.
     """
     names = [n for n in outcomes[0].tests if all(n in o.tests for o in outcomes)]
-    parts = {n: [o.tests[n][0] for o in outcomes] for n in names}
-    return {
-        n: Evaluation(p[0].depths, np.concatenate([e.value for e in p]), np.concatenate([e.logprob for e in p]))
-        for n, p in parts.items()
-    }
+    return {n: outcomes[0].tests[n][0].pooled([o.tests[n][0] for o in outcomes[1:]]) for n in names}
 
 
 def verdict_on_all(outcomes: Sequence[Outcome]) -> str:
@@ -61,11 +55,8 @@ def verdict_on_all(outcomes: Sequence[Outcome]) -> str:
     other, what = rival(first)
     everything = pooled(outcomes)
     line = sentence(everything[first.spec.label], everything[other], what)
-    gains = [compare(o.tests[first.spec.label][0], o.tests[other][0]).mean for o in outcomes]
-    if everything[other].is_text:
-        low, high = (100 * np.expm1(-x) for x in (max(gains), min(gains)))
-        return f"{line} By seed: {low:+.1f} to {high:+.1f} % perplexity."
-    return f"{line} By seed: {100 * min(gains):+.1f} to {100 * max(gains):+.1f} points."
+    gains = [o.tests[first.spec.label][0].against(o.tests[other][0]).mean for o in outcomes]
+    return f"{line} By seed: {everything[other].range_of_gains(gains)}."
 
 
 def write_summary(folder: Path, outcomes: Sequence[Outcome]) -> None:
@@ -75,20 +66,18 @@ def write_summary(folder: Path, outcomes: Sequence[Outcome]) -> None:
     seeds = [o.spec.seed for o in outcomes]
     title = f"{first.info.name}: {main} under {len(seeds)} seeds"
     everything = pooled(outcomes)
-    is_text = everything[main].is_text
     rows: list[list[Any]] = [
         [
             name,
-            *(figure(o.tests[name][0]) for o in outcomes),
-            figure(result),
-            "" if name == main else gain(compare(everything[main], result), is_text=is_text),
+            *(o.tests[name][0].in_words() for o in outcomes),
+            result.in_words(),
+            "" if name == main else result.gain(everything[main].against(result)),
         ]
         for name, result in everything.items()
     ]
-    measure = "perplexity" if is_text else "accuracy"
     tables = [
         {
-            "title": f"{describe(first.tasks[0])}: {measure} on test items",
+            "title": f"{describe(first.tasks[0])}: {everything[main].measure} on test items",
             "head": ["scales", *(f"seed {s}" for s in seeds), "all", f"{main} against it"],
             "rows": rows,
             "note": "Every seed has its own items (unless they come from a file) and its own draws. Brackets: 95 % "

@@ -21,7 +21,7 @@ from scipy.optimize import least_squares
 from ropebend.bezier import layer_scales
 from ropebend.errors import RopebendError
 
-MAX_SCALE = 6.0
+USUAL_TOP = 6.0  # scale; searched unless the stretch asks for more
 
 Genes = npt.NDArray[np.float64]
 Key = tuple[tuple[float, ...], float]
@@ -61,7 +61,7 @@ class Space:
         self,
         n_layer: int,
         *,
-        max_scale: float = MAX_SCALE,
+        max_scale: float = USUAL_TOP,
         factor: float = 1.0,
         factor_range: tuple[float, float] | None = None,
     ):
@@ -270,7 +270,7 @@ def make_space(
     name: str,
     n_layer: int,
     *,
-    max_scale: float = MAX_SCALE,
+    max_scale: float = USUAL_TOP,
     factor: float = 1.0,
     factor_range: tuple[float, float] | None = None,
 ) -> Space:

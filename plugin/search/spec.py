@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,9 +15,47 @@ from ropebend.runtime import Runtime
 from ropebend.search.objective import Objective, Term
 from ropebend.tasks import Task, make_task, option_types, read_option
 
+MethodName = Literal["none", "linear", "ntk", "dynamic-ntk", "yarn"]
+GenomeName = Literal["bezier", "line", "uniform", "free"]
+OptimiserName = Literal["ga", "cma", "random"]
+ExecutorName = Literal["local", "ray"]
+
 CONTROLS = ("uniform", "line", "free", "random")
 UNIFORM_BUDGET = 48  # evaluations; one gene needs no more
 PLACE = ("executor", "workers", "ray_address")  # fields that say where to measure: they do not change the result
+
+
+_TIME = {"s": 1, "m": 60, "min": 60, "h": 3600}
+_TOKENS = {"tok": 1, "ktok": 1_000, "Mtok": 1_000_000}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An amount of "evaluations" (different sets of scales), "tokens" (prompt tokens computed) or "seconds"."""
+
+    amount: float
+    unit: str
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read "300", "5Mtok", "20m".  Raises UsageError for anything else."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+        if match:
+            amount, unit = float(match[1]), match[2]
+            if unit == "" and amount >= 1 and amount == int(amount):
+                return cls(amount, "evaluations")
+            if amount > 0 and unit in _TIME:
+                return cls(amount * _TIME[unit], "seconds")
+            if amount > 0 and unit in _TOKENS:
+                return cls(amount * _TOKENS[unit], "tokens")
+        raise UsageError(
+            f"budget: expected evaluations (300), tokens (5Mtok, 200ktok) or time (90s, 20m, 2h), got {text!r}"
+        )
+
+    def share(self, n: int) -> Budget:
+        """An equal part for each of n searches."""
+        amount = self.amount / n
+        return Budget(max(1.0, float(int(amount))) if self.unit == "evaluations" else amount, self.unit)
 
 
 class _Strict(BaseModel):
@@ -69,11 +109,11 @@ class SearchSpec(_Strict):
     model: str
     tasks: tuple[TaskSpec, ...]
     transfer: tuple[TaskSpec, ...] = ()
-    method: str = "none"
+    method: MethodName = "none"
     factor: float = 1.0
     factor_range: tuple[float, float] | None = None
-    genome: str = "bezier"
-    optimiser: str = "ga"
+    genome: GenomeName = "bezier"
+    optimiser: OptimiserName = "ga"
     start: tuple[float, ...] | None = None
     controls: tuple[str, ...] = CONTROLS
     budget: str = "400"
@@ -84,7 +124,7 @@ class SearchSpec(_Strict):
     depth_weights: tuple[float, ...] | None = None
     worst: float = 0.2
     seed: int = 1
-    executor: Literal["local", "ray"] = "local"
+    executor: ExecutorName = "local"
     workers: int | None = None
     ray_address: str | None = None
     runtime: Runtime = Runtime()

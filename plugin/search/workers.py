@@ -9,94 +9,13 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 import cloudpickle
 
 from ropebend.errors import RopebendError, UsageError
-from ropebend.evaluate import Evaluator, Row, measure, open_evaluator
-from ropebend.model import Closing, Model, available_threads
-from ropebend.runtime import Runtime
-from ropebend.scaling import LayerScaling
-from ropebend.tasks.task import Task
-
-
-@dataclass(frozen=True)
-class Job:
-    """Items [start, stop) of task number `task` under some scales; full: see `evaluate.measure`."""
-
-    scaling: LayerScaling | None
-    task: int
-    start: int
-    stop: int
-    full: bool
-
-
-@dataclass(frozen=True)
-class Done:
-    """Rows of a job, the prompt tokens that went through the model for each, and how long the task's sequences get."""
-
-    rows: tuple[Row, ...]
-    n_tokens: tuple[int, ...]
-    length: int
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What a worker needs: the model, the tasks with their numbers of items, how to run."""
-
-    model: str
-    tasks: tuple[tuple[Task, int], ...]
-    runtime: Runtime
-
-
-class Worker(Closing):
-    """A model and one evaluator per task, made when the task first comes up."""
-
-    def __init__(self, bench: Bench):
-        self.bench = bench
-        self.model = Model(bench.model, n_gpu_layers=bench.runtime.n_gpu_layers)
-        self._evaluators: dict[int, Evaluator] = {}
-
-    def evaluator(self, task: int) -> Evaluator:
-        """The evaluator of a task."""
-        if task not in self._evaluators:
-            what, n_items = self.bench.tasks[task]
-            self._evaluators[task] = open_evaluator(self.model, what, n_items, self.bench.runtime)
-        return self._evaluators[task]
-
-    def run(self, job: Job) -> Done:
-        """Do a job."""
-        evaluator = self.evaluator(job.task)
-        evaluator.set_scaling(job.scaling)
-        rows, n_tokens = [], []
-        for i in range(job.start, job.stop):
-            before = evaluator.n_computed
-            rows.append(measure(evaluator, i, full=job.full))
-            n_tokens.append(evaluator.n_computed - before)
-        return Done(tuple(rows), tuple(n_tokens), evaluator.n_tokens)
-
-    def close(self) -> None:
-        """Free contexts and weights."""
-        for evaluator in self._evaluators.values():
-            evaluator.close()
-        self._evaluators.clear()
-        self.model.close()
-
-
-class Executor(Protocol):
-    """Does jobs, in any order."""
-
-    n_workers: int
-
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Done]]:
-        """Number of each job and what came of it, as they are done."""
-        ...
-
-    def close(self) -> None:
-        """Stop."""
-        ...
+from ropebend.model import available_threads
+from ropebend.search.worker import Bench, Done, Executor, Job, Worker
 
 
 class LocalExecutor:

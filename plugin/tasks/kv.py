@@ -13,13 +13,14 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ropebend.errors import UsageError
 from ropebend.tasks.json_lines import read_json_lines
 from ropebend.tasks.task import DEPTHS, Item, Question, RetrievalTask
 
-PROTOCOLS = ("shared", "published")
+ProtocolName = Literal["shared", "published"]
+PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 
 Pairs = tuple[tuple[str, str], ...]
 

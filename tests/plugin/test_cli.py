@@ -14,8 +14,8 @@ from random_models import write_llama
 from typer.testing import CliRunner
 
 from ropebend import LayerScaling, UsageError
-from ropebend import evaluate as evaluate_module
 from ropebend.cli import app
+from ropebend.evaluate import RetrievalEvaluator, Row
 from ropebend.rope_method import RopeMethod
 from ropebend.search import folder as run_folder
 
@@ -31,14 +31,14 @@ def ropebend(*args: object, cwd: Path, code: int = 0) -> subprocess.CompletedPro
 
 
 def test_eval_keeps_the_finished_items_on_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = evaluate_module.measure
+    whole = RetrievalEvaluator.measure
 
-    def until_the_third(evaluator: evaluate_module.Evaluator, i: int, *, full: bool = True) -> evaluate_module.Row:
+    def until_the_third(evaluator: RetrievalEvaluator, i: int, *, full: bool = True) -> Row:
         if i == 2:
             raise KeyboardInterrupt
         return whole(evaluator, i, full=full)
 
-    monkeypatch.setattr(evaluate_module, "measure", until_the_third)
+    monkeypatch.setattr(RetrievalEvaluator, "measure", until_the_third)
     out = tmp_path / "x.json"
     result = CliRunner().invoke(
         app, ["eval", NEEDLE, "--keys", "3", "--samples", "4", "--depths", "0", "-t", "1", "-o", str(out)]
@@ -190,21 +190,21 @@ def test_doctor_leaves_out_the_shift_that_llama_cpp_would_abort_in(tmp_path: Pat
         (["show", NEEDLE], 1, "carries no layer scales; find some with"),
         (["eval", "bad.json"], 1, "not a GGUF file"),
         (["eval", NEEDLE, "--task", "x"], 2, "task: expected one of kv, passkey"),
-        (["eval", NEEDLE, "--protocol", "x"], 2, "protocol: expected one of shared, published"),
+        (["eval", NEEDLE, "--protocol", "x"], 2, "'x' is not one of 'shared', 'published'"),
         (["eval", NEEDLE, "--length", "64"], 2, "--length: task kv has no such option"),
         (["eval", NEEDLE, "--task-option", "x"], 2, "--task-option: expected name=value"),
         (["search"], 2, "expected a MODEL, or --resume FOLDER"),
         (["search", NEEDLE, "--budget", "5x"], 2, "budget: expected evaluations"),
         (["search", NEEDLE, "--finals", "5"], 2, "--finals: expected SETSxITEMS"),
-        (["search", NEEDLE, "--controls", "x"], 2, "--controls: expected one of uniform, line, free, random"),
-        (["search", NEEDLE, "--genome", "x"], 2, "--genome: expected one of bezier"),
+        (["search", NEEDLE, "--controls", "x"], 2, "--controls: expected some of uniform, line, free, random"),
+        (["search", NEEDLE, "--genome", "x"], 2, "'x' is not one of 'bezier'"),
         (["search", NEEDLE, "--start", "two.json"], 1, "start: expected 6 scales, none below 1, got [1.0, 2.0]"),
         (["search", NEEDLE, "--start", "yarn.json"], 2, "--start: yarn.json is for --method yarn --factor 2; give the"),
         (["search", NEEDLE, "--start", "none.json"], 1, "none.json: No such file"),
-        (["search", NEEDLE, "--optimiser", "x"], 2, "--optimiser: expected one of ga, cma, random"),
+        (["search", NEEDLE, "--optimiser", "x"], 2, "'x' is not one of 'ga', 'cma', 'random'"),
         (["search", NEEDLE, "--also", "kv:keys"], 2, "expected NAME:option=value"),
         (["search", NEEDLE, "--method", "ntk", "--factor-range", "2,4"], 2, "--factor-range: expected LOW,HIGH"),
-        (["search", NEEDLE, "--executor", "x"], 2, "--executor: expected local or ray, got 'x'"),
+        (["search", NEEDLE, "--executor", "x"], 2, "'x' is not one of 'local', 'ray'"),
         (["search", NEEDLE, "--ray-address", "a:1"], 2, "--ray-address needs --executor ray"),
         (["search", "--resume", "none"], 1, "is none the folder of a search?"),
         (["eval", NEEDLE, "--depths", "0,2"], 2, "--depths: expected numbers in [0, 1]"),
@@ -220,7 +220,7 @@ def test_doctor_leaves_out_the_shift_that_llama_cpp_would_abort_in(tmp_path: Pat
         (["eval", NEEDLE, "--data", "none.gz"], 1, "none.gz: No such file"),
         (["eval", NEEDLE, "--keys", "0"], 2, "--keys"),
         (["search", NEEDLE, "--weights", "1,2"], 2, "--weights: expected one number per depth (5)"),
-        (["search", NEEDLE, "--method", "x"], 2, "--method: expected one of none, linear"),
+        (["search", NEEDLE, "--method", "x"], 2, "'x' is not one of 'none', 'linear'"),
         (["search", NEEDLE, "--factor", "2"], 2, "--factor needs a --method"),
         (["serve", "bad.json"], 1, "not a GGUF file"),
         (["doctor", "bad.json", "--cache-type-k", "foo"], 2, "cache type: expected one of f32, f16"),

@@ -15,10 +15,12 @@ from ropebend import Context, LayerScaling, Model, RopebendError
 from ropebend.evaluate import (
     Answer,
     Evaluation,
+    Evaluator,
     PerplexityEvaluator,
+    RetrievalEvaluation,
     RetrievalEvaluator,
     Row,
-    evaluate,
+    TextEvaluation,
     greedy_answer,
     open_evaluator,
 )
@@ -53,7 +55,12 @@ def answers(model: Model, task: RetrievalTask, n: int, scaling: LayerScaling | N
     with open_evaluator(model, task, n, run.pop("runtime", ONE)) as evaluator:
         assert isinstance(evaluator, RetrievalEvaluator)
         evaluator.set_scaling(scaling)
-        return [a for i in range(n) for a in evaluator.run(i, **run)]
+        return [a for i in range(n) for a in evaluator.answers(i, **run)]
+
+
+def measured(evaluator: Evaluator, scaling: LayerScaling | None, n: int, *, full: bool = True) -> Evaluation:
+    evaluator.set_scaling(scaling)
+    return Evaluation.of(evaluator.task, [evaluator.measure(i, full=full) for i in range(n)])
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -89,10 +96,10 @@ def test_the_json_is_prefilled_once_for_all_depths(needle: Model) -> None:
     prompts = [needle.tokenize(q.prompt) for q in task.item(0).questions]
     question = len(needle.tokenize('\n\nKey: "')) + 16 + len(needle.tokenize('"\nCorresponding value:'))
     with RetrievalEvaluator(needle, task, 1, ONE) as evaluator:
-        evaluator.run(0)
+        evaluator.answers(0)
         assert evaluator.n_computed <= len(prompts[0]) + 5 * question
     with RetrievalEvaluator(needle, KVRetrieval(keys=20, seed=2, protocol="published"), 1, ONE) as evaluator:
-        evaluator.run(0)
+        evaluator.answers(0)
         assert evaluator.n_computed < 0.75 * sum(map(len, prompts))
 
 
@@ -106,7 +113,7 @@ def test_logprob_is_that_of_the_tokens_alone(needle: Model) -> None:
     task = KVRetrieval(keys=5, depths=[0.5], seed=3)
     (q,) = task.item(0).questions
     with RetrievalEvaluator(needle, task, 1, ONE) as evaluator:
-        (answer,) = evaluator.run(0)
+        (answer,) = evaluator.answers(0)
         gold = needle.tokenize(evaluator.lead_in + q.answers[0])
     tokens = needle.tokenize(q.prompt) + gold
     with Context(needle, n_ctx=512, n_threads=1, scaling=None) as context:
@@ -121,7 +128,7 @@ def test_same_run_twice_to_the_bit(needle: Model) -> None:
 
     def run() -> Evaluation:
         with open_evaluator(needle, task, 2, ONE) as evaluator:
-            return evaluate(evaluator, SCALINGS[1], range(2), full=False)
+            return measured(evaluator, SCALINGS[1], 2, full=False)
 
     first, second = run(), run()
     assert np.array_equal(first.logprob, second.logprob)
@@ -146,9 +153,9 @@ def test_perplexity_is_that_of_the_second_halves(needle: Model, tmp_path: Path) 
     for n_batch in (32, 128):
         with open_evaluator(needle, task, 2, Runtime(n_threads=1, n_batch=n_batch)) as evaluator:
             assert isinstance(evaluator, PerplexityEvaluator)
-            runs.append(evaluate(evaluator, SCALINGS[1], range(2)))
+            runs.append(measured(evaluator, SCALINGS[1], 2))
     assert runs[0].logprob == pytest.approx(runs[1].logprob, abs=2e-3)
-    assert runs[0].is_text
+    assert isinstance(runs[0], TextEvaluation)
     with Context(needle, n_ctx=128, n_threads=1, scaling=SCALINGS[1]) as context:
         for i in range(2):
             tokens = task.window(i)  # type: ignore[attr-defined]
@@ -224,4 +231,4 @@ def test_rows_make_an_evaluation() -> None:
     result = Evaluation.of(task, [Row((1.0, 0.0), (-0.1, -2.0)), Row((1.0, 1.0), (-0.2, -0.3))])
     assert result.mean == 0.75
     assert result.per_item.tolist() == [0.5, 1.0]
-    assert not result.is_text
+    assert isinstance(result, RetrievalEvaluation)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ropebend import RopebendError
-from ropebend.search.budget import Budget
 from ropebend.search.optimisers import OPTIMISERS, GeneticSearch, Optimiser, make_optimiser
 from ropebend.search.space import SPACES, Candidate, Space, make_space, uniform_grid
+from ropebend.search.spec import Budget
 
 UNIFORM = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 

@@ -21,7 +21,8 @@ from ropebend.errors import UsageError
 from ropebend.runtime import Runtime
 from ropebend.search import Listener, SearchSpec, TaskSpec, ray_executor, run_search
 from ropebend.search import folder as run_folder
-from ropebend.search.workers import Bench, Job, open_executor
+from ropebend.search.worker import Bench, Job
+from ropebend.search.workers import open_executor
 from ropebend.tasks.kv import KVRetrieval
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}

@@ -22,12 +22,10 @@ from ropebend.search import Listener, TaskSpec, run_search, seeds, verdict
 from ropebend.search import folder as run_folder
 from ropebend.search.measure import CHUNK, Measurer
 from ropebend.search.objective import Objective, Term, depth_weights
-from ropebend.search.optimisers import Scored
-from ropebend.search.race import race
-from ropebend.search.run import Cost, Generation
+from ropebend.search.optimisers import Scored, race
+from ropebend.search.outcome import Cost, Generation
 from ropebend.search.space import Candidate
-from ropebend.search.verdict import compare
-from ropebend.search.workers import Done, Job
+from ropebend.search.worker import Done, Job
 from ropebend.tasks.kv import KVRetrieval
 from ropebend.tasks.text import Perplexity
 
@@ -46,7 +44,7 @@ def task(keys):
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LayerScaling]:
     folder = tmp_path_factory.mktemp("plain")
     started = run_folder.start(folder, spec())
-    return folder, run_folder.run_in(folder, started)[1]
+    return folder, run_folder.run_in(folder, started).layers
 
 
 def test_a_run_folder_holds_everything(plain: tuple[Path, LayerScaling]) -> None:
@@ -66,7 +64,7 @@ def test_a_run_folder_holds_everything(plain: tuple[Path, LayerScaling]) -> None
 
 def test_two_workers_find_the_same_factors_as_one(plain: tuple[Path, LayerScaling], tmp_path: Path) -> None:
     started = run_folder.start(tmp_path, spec(workers=2, runtime=Runtime(n_threads=2)))
-    _, layers = run_folder.run_in(tmp_path, started)
+    layers = run_folder.run_in(tmp_path, started).layers
     assert layers.layer_scale == plain[1].layer_scale
     assert layers.provenance["scores"] == plain[1].provenance["scores"]
 
@@ -75,9 +73,7 @@ def test_workers_run_a_task_of_your_own(tmp_path: Path) -> None:
     """Its classes can be imported nowhere, so they travel with it."""
     (tmp_path / "mine.py").write_text(OWN_TASK)
     mine = (TaskSpec(name=str(tmp_path / "mine.py"), options={"keys": "4"}),)
-    one, two = (
-        run_search(spec(tasks=mine, budget="8", workers=n, runtime=Runtime(n_threads=n))) for n in (1, 2)
-    )
+    one, two = (run_search(spec(tasks=mine, budget="8", workers=n, runtime=Runtime(n_threads=n))) for n in (1, 2))
     assert one.layers == two.layers
     assert one.tests["unscaled"][0].value.tolist() == two.tests["unscaled"][0].value.tolist()
 
@@ -168,7 +164,7 @@ def test_all_controls_second_tasks_and_transfer(tmp_path: Path) -> None:
             controls=("uniform", "line", "free", "random"), budget="40", test=3,
         ),
     )  # fmt: skip
-    outcome, _ = run_folder.run_in(tmp_path, started)
+    outcome = run_folder.run_in(tmp_path, started)
     assert list(outcome.tests) == ["unscaled", "uniform", "line", "free", "random", "bezier ga"]
     assert [len(by_task) for by_task in outcome.tests.values()] == [4] * 6
     assert [f.n_evaluated for f in outcome.found.values()][1:] == [10] * 4
@@ -212,9 +208,9 @@ def test_an_interrupted_search_has_a_report_too(tmp_path: Path) -> None:
             if stage.startswith("finals"):
                 raise KeyboardInterrupt
 
-    outcome, layers = run_folder.run_in(tmp_path, run_folder.start(tmp_path, spec()), Impatient())
+    outcome = run_folder.run_in(tmp_path, run_folder.start(tmp_path, spec()), Impatient())
     assert outcome.interrupted
-    assert LayerScaling.load(tmp_path / "factors.json") == layers
+    assert LayerScaling.load(tmp_path / "factors.json") == outcome.layers
     html = (tmp_path / "report.html").read_text()
     assert "not judged on test items" in html
     assert html.count("data:image/png;base64,") == 2
@@ -336,10 +332,10 @@ def test_comparisons_are_paired_by_item() -> None:
     hard = rng.integers(0, 2, (40, 2))
     worse = hard * (rng.random((40, 2)) < 0.6)
     a, b = (Evaluation.of(task, rows(*x.tolist())) for x in (hard, worse))
-    c = compare(a, b)
+    c = a.against(b)
     assert 0 < c.low < c.mean < c.high
     assert c.p < 0.01
-    same = compare(a, a)
+    same = a.against(a)
     assert (same.mean, same.p) == (0.0, 1.0)
 
 
@@ -414,4 +410,4 @@ def test_seeds_are_pooled_by_item() -> None:
 
     both = seeds.pooled([Stub(1, 0, 0), Stub(1, 1, 0)])  # type: ignore[list-item]
     assert both["bezier ga"].value[:, 0].tolist() == [1, 0, 0, 1, 1, 0]
-    assert compare(both["bezier ga"], both["unscaled"]).mean == 0.5
+    assert both["bezier ga"].against(both["unscaled"]).mean == 0.5

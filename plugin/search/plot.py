@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ropebend.evaluate import Evaluation
-from ropebend.stats import wilson
-
-if TYPE_CHECKING:
-    from ropebend.search.run import Found
+from ropebend.evaluate import RetrievalEvaluation
+from ropebend.search.outcome import Found
 
 COLOURS = ("#8a8a8a", "#2f7fc1", "#5aa469", "#c7923e", "#8e6bbf", "#d1495b")
 N_RUNNERS_UP = 8
@@ -33,14 +30,13 @@ def _png(title: str, width: float, draw: Callable[[Any], None]) -> bytes:
     return data.getvalue()
 
 
-def accuracy(title: str, results: Mapping[str, Evaluation]) -> bytes:
+def accuracy(title: str, results: Mapping[str, RetrievalEvaluation]) -> bytes:
     """Accuracy by depth with 95 % intervals; the last result in red."""
 
     def draw(axes: Any) -> None:
         for (name, result), colour in zip(results.items(), _colours(len(results)), strict=True):
-            n = len(result.value)
             mean = result.value.mean(axis=0)
-            low, high = np.array([wilson(int(c.sum()), n) for c in result.value.T]).T
+            low, high = np.array([result.interval_at(d) for d in range(len(mean))]).T
             axes.errorbar(
                 result.depths, 100 * mean, 100 * np.array([np.maximum(mean - low, 0), np.maximum(high - mean, 0)]),
                 label=f"{name} ({result.mean:.0%})", color=colour, marker="o", capsize=3,

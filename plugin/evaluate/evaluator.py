@@ -1,0 +1,32 @@
+"""What evaluators of every kind of task have in common."""
+
+from __future__ import annotations
+
+from ropebend.evaluate.evaluation import Row
+from ropebend.model import Closing, Context, Model
+from ropebend.scaling import LayerScaling
+from ropebend.tasks.task import Task
+
+
+class Evaluator(Closing):
+    """Measures the first `n_items` items of a prepared task on one model, swapping scales without a new context.
+
+    n_tokens    that a sequence may reach
+    n_computed  prompt tokens that went through the model so far
+    """
+
+    def __init__(self, model: Model, task: Task, n_items: int, n_tokens: int, context: Context):
+        self.model, self.task, self.n_items, self.n_tokens, self.context = model, task, n_items, n_tokens, context
+        self.n_computed = 0
+
+    def close(self) -> None:
+        """Free the context."""
+        self.context.close()
+
+    def set_scaling(self, scaling: LayerScaling | None) -> None:
+        """Use these scales from now on."""
+        self.context.set_scaling(scaling, self.n_tokens)
+
+    def measure(self, i: int, *, full: bool = True) -> Row:
+        """Item i under the scales that are set.  full=False: see `RetrievalEvaluator.answers`."""
+        raise NotImplementedError
