@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from fastapi import Request
@@ -84,6 +85,11 @@ def check_tokens(tokens: list[int], where: str, param: str, facts: Facts) -> Non
         raise ApiError(400, message, param=param)
 
 
+@functools.lru_cache(maxsize=4)
+def _template(source: str, bos: str, eos: str) -> ChatTemplate:
+    return ChatTemplate(source, bos, eos)
+
+
 def chat_prompt(
     messages: list[Message],
     tools: list[Tool] | None,
@@ -99,14 +105,17 @@ def chat_prompt(
         message = f"The model {facts.id!r} carries no chat template; use /v1/completions"
         raise ApiError(400, message, code="no_chat_template")
     try:
-        template = ChatTemplate(facts.chat_template, facts.bos, facts.eos)
+        template = _template(facts.chat_template, facts.bos, facts.eos)
         dumped = [t.model_dump(exclude_none=True) for t in tools or []]
-        text = template.render([m.for_template() for m in messages], dumped or None, variables)
+        prompt = template.render([m.for_template() for m in messages], dumped or None, variables)
     except RopebendError as e:
         raise ApiError(400, str(e), param="messages") from None
     try:
         # Most templates write BOS themselves; a second one harms the answer.
-        tokens = engine.tokenize(text, add_special=not (facts.bos and text.startswith(facts.bos)))
+        tokens = prompt.tokens(
+            lambda text, add, parse: engine.tokenize(text, add_special=add, parse_special=parse),
+            not prompt.starts_with(facts.bos),
+        )
     except UnicodeEncodeError:
         raise ApiError(400, "the text holds half of a surrogate pair, which is not Unicode", param="messages") from None
     if not tokens:

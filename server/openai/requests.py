@@ -7,7 +7,6 @@ without effect, so that it is refused by name.  Anything else unknown is refused
 from __future__ import annotations
 
 import functools
-import json
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -173,7 +172,7 @@ class TextPart(_Request):
 
     type: Literal["text"]
     text: Text
-    cache_control: Any = None  # what begins alike is shared without it
+    cache_control: Any = Field(default=None, exclude=True)  # what begins alike is shared without it
 
 
 class CalledFunction(_Request):
@@ -189,7 +188,7 @@ class CalledTool(_Request):
     id: Text | None = None
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: Any = None
+    index: Any = Field(default=None, exclude=True)
 
 
 class Message(_Request):
@@ -201,7 +200,7 @@ class Message(_Request):
     tool_calls: ListOf[CalledTool] | None = None
     tool_call_id: Text | None = None
     reasoning_content: Text | None = None
-    cache_control: Any = None
+    cache_control: Any = Field(default=None, exclude=True)
 
     refusal: None = None
     function_call: None = None
@@ -216,32 +215,12 @@ class Message(_Request):
         return self
 
     def for_template(self) -> dict[str, Any]:
-        """As a chat template wants it: the content is one string, arguments of tool calls are parsed."""
-        text = self.content if isinstance(self.content, str) else "\n".join(p.text for p in self.content or [])
-        out: dict[str, Any] = {"role": self.role, "content": text}
-        for key in ("name", "tool_call_id", "reasoning_content"):
-            if (value := getattr(self, key)) is not None:
-                out[key] = value
-        if self.tool_calls:
-            out["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.function.name, "arguments": _parsed(call.function.arguments)},
-                }
-                for call in self.tool_calls
-            ]
-        return out
+        """As `ropebend.server.chat` takes it: OpenAI's fields, without what says nothing to a template."""
+        keys = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content"}
+        return self.model_dump(include=keys, exclude_none=True)
 
 
 Messages = Annotated[ListOf[Message], Field(min_length=1, max_length=10_000)]
-
-
-def _parsed(arguments: str | dict[str, Any]) -> Any:
-    try:
-        return json.loads(arguments) if isinstance(arguments, str) else arguments
-    except (ValueError, RecursionError):
-        return arguments
 
 
 FunctionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.-]+$")]
