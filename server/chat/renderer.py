@@ -30,7 +30,7 @@ class Refused(RopebendError):
 class _Generation(jinja2.ext.Extension):
     """``{% generation %}…{% endgeneration %}`` marks what the assistant said, for training; here it is only text."""
 
-    tags = {"generation"}  # noqa: RUF012: jinja2 declares it so
+    tags = {"generation"}  # noqa: RUF012 (as jinja2 has it)
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         """The block as a call of `_said`: it has a scope of its own, as with Hugging Face."""
