@@ -41,6 +41,7 @@ TOKEN = {piece: i for i, piece in enumerate(PIECES)}
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
     "{% if m['role'] == 'system' %}{{ raise_exception('no system messages here') }}{% endif %}"
+    "{% if m['content'] == 'refuse me' %}{{ raise_exception('as you wish') }}{% endif %}"
     "{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )

@@ -87,9 +87,17 @@ def test_logprobs(client: openai.OpenAI) -> None:
     assert plain.choices[0].message.content == chat.choices[0].message.content
 
 
+def test_a_system_message_that_the_template_refuses_becomes_the_users(client: openai.OpenAI) -> None:
+    messages = [{"role": "system", "content": "she"}, *MESSAGES]
+    chat = client.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=4)
+    prompt = "<|user|>she\n\nthe dog<|end|><|assistant|>"
+    plain = client.completions.create(model="tiny", prompt=prompt, temperature=0, max_tokens=4)
+    assert chat.choices[0].message.content == plain.choices[0].text
+
+
 def test_what_the_template_refuses_is_the_clients_error(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="no system messages here") as e:
-        client.chat.completions.create(model="tiny", messages=[{"role": "system", "content": "Be brief."}])
+    with pytest.raises(openai.BadRequestError, match="as you wish") as e:
+        client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "refuse me"}])
     assert e.value.param == "messages"
 
 
