@@ -102,7 +102,35 @@ _PYTHON = {"true": "True", "false": "False", "null": "None"}
 def json_of_python(text: str) -> str:
     """The JSON source of a value written as in Python (or JSON); of what is neither, a string."""
     text = text.strip()
+    source = _WORDS.sub(lambda m: m[1] or _PYTHON[m[2]], text)
+    for attempt in (source, source.replace("\n", "\\n")):  # templates show line breaks in texts as they are
+        try:
+            return json.dumps(ast.literal_eval(attempt), ensure_ascii=False)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+    return json.dumps(text, ensure_ascii=False)
+
+
+#: Stands around texts in Gemma 4's calls.
+GEMMA_QUOTE = '<|"|>'
+
+_GEMMA = re.compile(r"<\|\"\|>(?P<text>.*?)<\|\"\|>|(?P<sign>[][{},:])|(?P<word>(?:(?!<\|\"\|>)[^][{},:])+)", re.DOTALL)
+
+
+def json_of_gemma(text: str) -> str:
+    """The JSON source of a value as Gemma 4 writes it: texts in marks of their own, names of properties bare."""
+    out: list[str] = []
+    for part in _GEMMA.finditer(text.strip()):
+        if part["sign"]:
+            out.append({",": ", ", ":": ": "}.get(part["sign"], part["sign"]))
+        elif part["text"] is not None:
+            out.append(json.dumps(part["text"], ensure_ascii=False))
+        elif word := part["word"].strip():
+            key = text.strip()[part.end() : part.end() + 1] == ":"
+            out.append(json.dumps(word, ensure_ascii=False) if key else json_of(word, _EVERY))
+    source = "".join(out)
     try:
-        return json.dumps(ast.literal_eval(_WORDS.sub(lambda m: m[1] or _PYTHON[m[2]], text)), ensure_ascii=False)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        json.loads(source)
+    except (ValueError, RecursionError):
         return json.dumps(text, ensure_ascii=False)
+    return source

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 from ropebend.server.chat import channels
 from ropebend.server.chat.events import mistral_id, openai_id
+from ropebend.server.chat.pythonic import Gemma, Pythonic
+from ropebend.server.chat.tagged import Tagged
 from ropebend.server.chat.ways import (
     Action,
     Fenced,
     JsonCalls,
     Named,
-    Pythonic,
     Several,
-    Tagged,
     Way,
     kimi_name,
 )
@@ -42,6 +42,17 @@ _GLM = Tagged(
     value="<arg_value>",
     value_end="</arg_value>",
     close=("</tool_call>",),
+)
+_HUNYUAN = Tagged(
+    before=("<tool_call:opensource>",),
+    name_end=("<tool_sep:opensource>",),
+    key="<arg_key:opensource>",
+    key_end="</arg_key:opensource>",
+    value="<arg_value:opensource>",
+    value_end="</arg_value:opensource>",
+    close=("</tool_call:opensource>",),
+    again=("<tool_call:opensource>",),
+    end=("</tool_calls:opensource>",),
 )
 _DEEPSEEK = Named(
     before=("<｜tool▁call▁begin｜>", "function<｜tool▁sep｜>"),
@@ -98,6 +109,11 @@ WAYS: dict[str, Way] = {
     "<｜tool▁call▁begin｜>": _DEEPSEEK,
     "<|tool_calls_section_begin|>": _KIMI,
     "<|tool_call_begin|>": _KIMI,
+    "<|tool_call>": Gemma(),
+    "<|tools_prefix|>": JsonCalls(("<|tools_suffix|>",), keyed=True),
+    "<|function_call|>": JsonCalls(),
+    "function call<|role_sep|>": JsonCalls(),
+    "<tool_calls:opensource>": _HUNYUAN,
     "<|tool_call_start|>": Several((Pythonic(close=("<|tool_call_end|>",)), JsonCalls(("<|tool_call_end|>",)))),
     "```": Fenced(),
 }
@@ -180,6 +196,12 @@ FORMATS = (
     Format("nemotron-2", ("<TOOLCALL>",)),
     Format("apriel", ("<tool_calls>",)),
     Format("firefunction", ("functools",)),
+    Format("gemma-4", ("<|tool_call>call:",)),
+    Format("apertus", ("<|tools_prefix|>",)),
+    Format("gigachat", ("<|function_call|>",)),
+    Format("gigachat", ("<|role_sep|>", "function call")),
+    Format("hunyuan", ("tool_calls:opensource",)),
+    Format("hunyuan", ("<tool_call", ":opensource")),
     Format("hermes", ("<tool_call>",)),
     Format("llama-3", ("<|python_tag|>",)),
     Format("llama-3", ('"parameters": dictionary of argument name',)),

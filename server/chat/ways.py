@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ropebend.server.chat.arguments import is_object, json_of, json_of_python, kinds, properties
+from ropebend.server.chat.arguments import is_object
 from ropebend.server.chat.events import Output
 from ropebend.server.chat.reader import Reader, Reading, Stops
 
@@ -47,10 +47,12 @@ class JsonCalls:
 
     close    what may stand after it
     id_last  the id comes after the arguments, which wait for it
+    keyed    the name is the key of the arguments (Apertus): ``[{"f": {…}}]``
     """
 
     close: tuple[str, ...] = ()
     id_last: bool = False
+    keyed: bool = False
 
     def read(self, scene: Scene) -> Reading[bool]:
         """See `Way`."""
@@ -91,7 +93,14 @@ class JsonCalls:
             if key is None or not (yield from r.take(":")):
                 return begun
             yield from r.space()
-            if key == "function" and (yield from r.peek()) == "{" and name is None:
+            if self.keyed and not begun and key in scene.functions:
+                if (yield from r.peek()) != "{":
+                    return False
+                out.begin(key)
+                begun = True
+                if not (yield from r.value(out.arguments)):
+                    return True
+            elif key == "function" and (yield from r.peek()) == "{" and name is None:
                 begun = yield from self._object(scene)
                 if not begun:
                     return False
@@ -241,211 +250,6 @@ class Named:
         for literal in self.close:
             yield from r.close((literal,))
         return True
-
-
-@dataclass(frozen=True)
-class Tagged:
-    """A name and parameters in tags; their values are plain text: ``<function=f><parameter=city>Berlin</parameter>``.
-
-    before   what may stand between the mark and the name
-    name_end what ends the name; those in `keep` belong to what follows
-    key      before a parameter's name; key_end after it
-    value    before a parameter's value; value_end after it
-    typed    attributes stand between a parameter's name and ">": ``string="true"`` says what the value is (DeepSeek)
-    close    what may stand after the last parameter, in this order
-    again    marks of the next call
-    end      what may stand after the last call
-    """
-
-    name_end: tuple[str, ...]
-    key: str
-    key_end: str
-    value_end: str
-    value: str = ""
-    before: tuple[str, ...] = ()
-    keep: tuple[str, ...] = ()
-    typed: bool = False
-    close: tuple[str, ...] = ()
-    again: tuple[str, ...] = ()
-    end: tuple[str, ...] = ()
-
-    def read(self, scene: Scene) -> Reading[bool]:
-        """See `Way`."""
-        r = scene.reader
-        if not (yield from self._call(scene)):
-            return False
-        while True:
-            place = r.at
-            yield from r.space()
-            if not (yield from r.take_any(self.again)) or not (yield from self._call(scene)):
-                r.at = place
-                break
-        yield from r.close(self.end)
-        return True
-
-    def _call(self, scene: Scene) -> Reading[bool]:
-        r, out = scene.reader, scene.out
-        while (yield from r.space()) or (yield from r.take_any(self.before)):
-            pass
-        written, stop = yield from r.until(Stops(self.name_end), NAME)
-        name = written.strip()
-        if not stop or name not in scene.functions:
-            return False
-        if stop in self.keep:
-            r.at -= len(stop)
-        place = r.at
-        yield from r.space()
-        if not (yield from r.take_any((self.key, *self.close))):
-            return False  # neither parameters nor an end: a mention
-        r.at = place
-        out.begin(name)
-        written_names: set[str] = set()
-        while True:
-            place = r.at
-            yield from r.space()
-            if not (yield from r.take(self.key)):
-                r.at = place
-                break
-            if not (yield from self._parameter(scene, scene.functions[name], written_names)):
-                return True
-        out.arguments("}" if written_names else "{}")
-        for literal in self.close:
-            yield from r.close((literal,))
-        return True
-
-    def _parameter(self, scene: Scene, schema: Any, written: set[str]) -> Reading[bool]:
-        """One parameter; False if it is cut off."""
-        r, out = scene.reader, scene.out
-        key, stop = yield from r.until(Stops((self.key_end,)), NAME)
-        if not stop:
-            return False
-        allowed = kinds(properties(schema).get(key.strip(), {}), schema)
-        if self.typed:
-            more, stop = yield from r.until(Stops((">",)), NAME)
-            if not stop:
-                return False
-            allowed = frozenset({"string"}) if 'string="true"' in more else allowed - {"string"}
-        if self.value:
-            yield from r.space()
-            if not (yield from r.take(self.value)):
-                return False
-        out.arguments(f"{', ' if written else '{'}{json.dumps(key.strip(), ensure_ascii=False)}: ")
-        written.add(key.strip())
-        unwrap = not self.value and (yield from r.take("\n"))
-        if allowed == {"string"}:
-            return (yield from self._text(scene, unwrap))
-        parts: list[str] = []
-        stop = yield from r.flow(Stops((self.value_end,)), parts.append)
-        text = "".join(parts)
-        if stop:
-            out.arguments(json_of(text.removesuffix("\n") if unwrap else text, allowed))
-        return bool(stop)
-
-    def _text(self, scene: Scene, unwrap: bool) -> Reading[bool]:
-        """A value that is a string, as it comes."""
-        out = scene.out
-        held = ""  # a line break that may be the last
-
-        def emit(text: str) -> None:
-            nonlocal held
-            text = held + text
-            held = "\n" if unwrap and text.endswith("\n") else ""
-            out.arguments(json.dumps(text.removesuffix(held), ensure_ascii=False)[1:-1])
-
-        out.arguments('"')
-        stop = yield from scene.reader.flow(Stops((self.value_end,)), emit)
-        if stop:
-            out.arguments('"')
-        return bool(stop)
-
-
-@dataclass(frozen=True)
-class Pythonic:
-    """Calls as in Python: ``[f(a=1), g(b="x")]``.
-
-    listed  the brackets must be there
-    close   what may stand after it
-    """
-
-    listed: bool = True
-    close: tuple[str, ...] = ()
-
-    def read(self, scene: Scene) -> Reading[bool]:
-        """See `Way`."""
-        r, n = scene.reader, scene.out.n_calls
-        yield from r.space()
-        listed = yield from r.take("[")
-        if self.listed and not listed:
-            return False
-        while True:
-            place = r.at
-            yield from r.space()
-            if not (yield from self._call(scene)):
-                r.at = place
-                break
-            place = r.at
-            yield from r.space()
-            if not (yield from r.take(",")):
-                r.at = place
-                break
-        if scene.out.n_calls == n:
-            return False
-        if listed:
-            yield from r.close(("]",))
-        yield from r.close(self.close)
-        return True
-
-    def _call(self, scene: Scene) -> Reading[bool]:
-        r, out = scene.reader, scene.out
-        name = yield from r.word()
-        if name not in scene.functions:  # Llama's own tools are written with a method
-            name = name.removesuffix(".call")
-        if name not in scene.functions or not (yield from r.take("(")):
-            return False
-        out.begin(name)
-        n = 0
-        while True:
-            yield from r.space()
-            if (yield from r.take(")")):
-                break
-            key, stop = yield from r.until(Stops(("=",)), NAME)
-            if not stop:
-                return True
-            out.arguments(f"{', ' if n else '{'}{json.dumps(key.strip())}: ")
-            n += 1
-            source = yield from _literal(r)
-            if source is None:
-                return True
-            out.arguments(json_of_python(source))
-            yield from r.take(",")
-        out.arguments("}" if n else "{}")
-        return True
-
-
-_OPENING, _CLOSING = "([{", ")]}"
-
-
-def _literal(r: Reader) -> Reading[str | None]:
-    """The source of a Python value in a list of arguments: to the comma or bracket after it; None if it is cut off."""
-    start, depth, quote = r.at, 0, ""
-    while c := (yield from r.peek()):
-        if quote:
-            if c == "\\":
-                r.at += 1
-                if not (yield from r.peek()):
-                    return None
-            elif c == quote:
-                quote = ""
-        elif c in "\"'":
-            quote = c
-        elif c in _OPENING:
-            depth += 1
-        elif depth == 0 and (c == "," or c in _CLOSING):
-            return r.since(start)
-        elif c in _CLOSING:
-            depth -= 1
-        r.at += 1
-    return None
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,26 @@ CALLS: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
         "",
         [("Calendar.add", {"title": 'a\n"b", c', "tags": ["x", True, None, {"k": False, "t": "true"}]})],
     ),
+    ("lfm2", "<|tool_call_start|>[Calendar.add(title='a\nb')]<|tool_call_end|>", "", [("Calendar.add", {"title": "a\nb"})]),
+    ("gemma-4", 'Hm.<|tool_call>call:weather{city:<|"|>Berlin<|"|>,days:2}<tool_call|><|tool_call>call:time{}<tool_call|>', "Hm.", BOTH),
+    (
+        "gemma-4",
+        '<|tool_call>call:Calendar.add{title:<|"|>a, "b": {c}<|"|>,tags:[{k:true,l:<|"|>x<|"|>},-1.5,null]}<tool_call|>',
+        "",
+        [("Calendar.add", {"title": 'a, "b": {c}', "tags": [{"k": True, "l": "x"}, -1.5, None]})],
+    ),
+    ("apertus", '<|tools_prefix|>[{"weather": {"city": "Berlin", "days": 2}}, {"time": {}}]<|tools_suffix|>', "", BOTH),
+    ("gigachat", 'Hm.<|function_call|>{"name": "weather", "arguments": {"city": "Berlin"}}', "Hm.", BERLIN),
+    ("gigachat", '<|message_sep|>\n\nfunction call<|role_sep|>\n{"name": "weather", "arguments": {"city": "Berlin"}}', "<|message_sep|>", BERLIN),
+    (
+        "hunyuan",
+        "<tool_calls:opensource>\n<tool_call:opensource>weather<tool_sep:opensource>\n<arg_key:opensource>city</arg_key:opensource>\n"
+        "<arg_value:opensource>Berlin</arg_value:opensource>\n<arg_key:opensource>days</arg_key:opensource>\n<arg_value:opensource>2"
+        "</arg_value:opensource>\n</tool_call:opensource>\n<tool_call:opensource>time<tool_sep:opensource>\n</tool_call:opensource>\n"
+        "</tool_calls:opensource>",
+        "",
+        BOTH,
+    ),
     ("functionary-3.1", '<function=weather>{"city": "Berlin", "days": 2}</function><function=time>{}</function>', "", BOTH),
     ("functionary-3.2", 'weather\n{"city": "Berlin"}', "", BERLIN),
     ("functionary-3.2", 'all\nHm.\n>>>weather\n{"city": "Berlin", "days": 2}>>>time\n{}', "Hm.", BOTH),
