@@ -4,13 +4,16 @@
 #include <string.h>
 
 // bert and starcoder have a rope type in llama.cpp, but learned positions and no rope node in their graphs
-const char * const architectures_without_rope[] = {
-    "arwkv7", "bert", "bloom", "clip", "glm5-next", "gpt2", "gptj", "jais", "jamba", "jina-bert-v2", "kimi-k3",
-    "kimi-linear", "mamba", "mamba2", "mpt", "nemotron_h", "nemotron_h_moe", "refact", "rwkv6", "rwkv6qwen2", "rwkv7",
-    "starcoder", "t5", "t5encoder", "wavtokenizer-dec", NULL,
+const char * const ropebend_architectures_without_rope[] = {
+    "arwkv7",     "bert",           "bloom",  "clip",      "glm5-next",
+    "gpt2",       "gptj",           "jais",   "jamba",     "jina-bert-v2",
+    "kimi-k3",    "kimi-linear",    "mamba",  "mamba2",    "mpt",
+    "nemotron_h", "nemotron_h_moe", "refact", "rwkv6",     "rwkv6qwen2",
+    "rwkv7",      "starcoder",      "t5",     "t5encoder", "wavtokenizer-dec",
+    NULL,
 };
 
-const char * const architectures_with_shared_keys[] = { "gemma3n", "gemma4", "gemma4-assistant", NULL };
+const char * const ropebend_architectures_with_shared_keys[] = { "gemma3n", "gemma4", "gemma4-assistant", NULL };
 
 static int contains(const char * const * list, const char * name) {
     while (*list != NULL && strcmp(*list, name) != 0) {
@@ -19,11 +22,11 @@ static int contains(const char * const * list, const char * name) {
     return *list != NULL;
 }
 
-const char * architecture_refusal(const char * architecture) {
-    if (contains(architectures_without_rope, architecture)) {
+const char * ropebend_architecture_refusal(const char * architecture) {
+    if (contains(ropebend_architectures_without_rope, architecture)) {
         return "has no RoPE, so there is nothing to scale";
     }
-    if (contains(architectures_with_shared_keys, architecture)) {
+    if (contains(ropebend_architectures_with_shared_keys, architecture)) {
         return "is not supported: some of its layers read the keys of another layer";
     }
     return NULL;

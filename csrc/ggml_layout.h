@@ -29,8 +29,9 @@ struct gguf_init_params {
     struct ggml_context ** ctx;
 };
 
+// clang-format off
 // name, return type, parameters of every function that is taken from the loaded llama.cpp
-#define GGML_API_FUNCTIONS(X)                                                                                          \
+#define ROPEBEND_GGML_FUNCTIONS(X)                                                                                     \
     X(ggml_init,            struct ggml_context *, (struct ggml_init_params))                                          \
     X(ggml_free,            void,                  (struct ggml_context *))                                            \
     X(ggml_op_name,         const char *,          (int))                                                              \
@@ -55,7 +56,7 @@ struct gguf_init_params {
     X(gguf_get_val_str,     const char *,          (const struct gguf_context *, int64_t))
 
 // and what the preload library needs on top: it sees whole graphs, and buffers
-#define GGML_GRAPH_API_FUNCTIONS(X)                                                                                    \
+#define ROPEBEND_GRAPH_FUNCTIONS(X)                                                                                    \
     X(ggml_graph_n_nodes,               int,                          (struct ggml_cgraph *))                          \
     X(ggml_graph_node,                  struct ggml_tensor *,         (struct ggml_cgraph *, int))                     \
     X(ggml_view_tensor,                 struct ggml_tensor *,         (struct ggml_context *, struct ggml_tensor *))   \
@@ -63,55 +64,59 @@ struct gguf_init_params {
     X(ggml_backend_tensor_alloc,        int,                          (struct ggml_backend_buffer *,                   \
                                                                        struct ggml_tensor *, void *))                  \
     X(ggml_backend_buffer_free,         void,                         (struct ggml_backend_buffer *))
+// clang-format on
 
-struct ggml_api {
-#define X(name, ret, args) ret (*name) args;
-    GGML_API_FUNCTIONS(X)
+struct ropebend_ggml_api {
+#define X(name, ret, args) ret(*name) args;
+    ROPEBEND_GGML_FUNCTIONS(X)
 #undef X
 };
 
-struct ggml_graph_api {
-#define X(name, ret, args) ret (*name) args;
-    GGML_GRAPH_API_FUNCTIONS(X)
+struct ropebend_graph_api {
+#define X(name, ret, args) ret(*name) args;
+    ROPEBEND_GRAPH_FUNCTIONS(X)
 #undef X
 };
 
-extern const char * const ggml_api_names[]; // NULL-terminated
+extern const char * const ropebend_ggml_api_names[]; // NULL-terminated
 
-// Fill `api` through `find(name)`. Returns NULL, or the name of the first function that is missing.
-const char * ggml_api_load(struct ggml_api * api, void * (*find)(void * user, const char * name), void * user);
-const char * ggml_graph_api_load(struct ggml_graph_api * api, void * (*find)(void * user, const char * name), void * user);
+typedef void * ropebend_find(void * user, const char * name); // the address of a function, or NULL
 
-struct ggml_layout {
-    int32_t op_rope;       // enum value of GGML_OP_ROPE
-    int32_t op_rope_back;  // enum value of GGML_OP_ROPE_BACK
-    size_t  ne;            // byte offsets into struct ggml_tensor
+// Fill `api` through `find`. Returns NULL, or the name of the first function that is missing.
+const char * ropebend_ggml_api_load(struct ropebend_ggml_api * api, ropebend_find * find, void * user);
+const char * ropebend_graph_api_load(struct ropebend_graph_api * api, ropebend_find * find, void * user);
+
+struct ropebend_layout {
+    int32_t op_rope;      // enum value of GGML_OP_ROPE
+    int32_t op_rope_back; // enum value of GGML_OP_ROPE_BACK
+    size_t  ne;           // byte offsets into struct ggml_tensor
     size_t  op;
     size_t  op_params;
     size_t  src;
     size_t  name;
 };
 
-struct ggml_graph_layout {
+struct ropebend_graph_layout {
     size_t buffer;
     size_t view_src;
 };
 
 // Find the layout. Returns NULL, or a static text that says what did not check out.
-const char * ggml_layout_probe(const struct ggml_api * api, struct ggml_layout * layout);
-const char * ggml_graph_layout_probe(const struct ggml_api * api, const struct ggml_graph_api * graph_api,
-                                     struct ggml_graph_layout * layout);
+const char * ropebend_layout_probe(const struct ropebend_ggml_api * api, struct ropebend_layout * layout);
+const char * ropebend_graph_layout_probe(const struct ropebend_ggml_api *  api,
+                                         const struct ropebend_graph_api * graph_api,
+                                         struct ropebend_graph_layout *    layout);
 
 // the pointer at a byte offset of a tensor
-static inline void * ggml_layout_pointer(const struct ggml_tensor * tensor, size_t offset) {
+static inline void * ropebend_pointer_at(const struct ggml_tensor * tensor, size_t offset) {
     void * pointer;
     memcpy(&pointer, (const char *) tensor + offset, sizeof(pointer));
     return pointer;
 }
 
-static inline const struct ggml_tensor * ggml_layout_src(const struct ggml_layout * layout,
-                                                         const struct ggml_tensor * tensor, int i) {
-    return ggml_layout_pointer(tensor, layout->src + (size_t) i * sizeof(void *));
+static inline const struct ggml_tensor * ropebend_src(const struct ropebend_layout * layout,
+                                                      const struct ggml_tensor * tensor, int i) {
+    return ropebend_pointer_at(tensor, layout->src + (size_t) i * sizeof(void *));
 }
 
 #endif

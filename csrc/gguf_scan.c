@@ -1,22 +1,21 @@
 #define _XOPEN_SOURCE 700 // pread with -std=c11
 #include "gguf_scan.h"
 
+#include "gguf_types.h"
+
 #include <stdint.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-// gguf_type in gguf.h; part of the file format
-enum { TYPE_STRING = 8, TYPE_ARRAY = 9, N_TYPES = 13, MAX_KEY = 65535 };
-
-static const uint8_t TYPE_SIZE[N_TYPES] = { 1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8 };
+enum { MAX_KEY = 65535 };
 
 struct scan {
     int      fd;
-    uint64_t size;   // of the file
-    uint64_t at;     // next byte
-    uint64_t start;  // of the buffer
-    size_t   n;      // bytes in it
+    uint64_t size;         // of the file
+    uint64_t at;           // next byte
+    uint64_t start;        // of the buffer
+    size_t   n;            // bytes in it
     char     buffer[4096]; // of any thread that calls fopen, so its stack may be small
 };
 
@@ -34,8 +33,8 @@ static bool take(struct scan * s, void * out, size_t n) {
     }
     if (s->at < s->start || s->at + n > s->start + s->n) {
         const ssize_t got = pread(s->fd, s->buffer, sizeof(s->buffer), (off_t) s->at);
-        s->start = s->at;
-        s->n     = got < 0 ? 0 : (size_t) got;
+        s->start          = s->at;
+        s->n              = got < 0 ? 0 : (size_t) got;
         if (n > s->n) {
             return false;
         }
@@ -51,19 +50,20 @@ static bool skip_string(struct scan * s) {
 }
 
 static bool skip_value(struct scan * s, uint32_t type) {
-    if (type == TYPE_STRING) {
+    if (type == ROPEBEND_GGUF_STR) {
         return skip_string(s);
     }
-    if (type != TYPE_ARRAY) {
-        return type < N_TYPES && skip(s, TYPE_SIZE[type]);
+    if (type != ROPEBEND_GGUF_ARR) {
+        return type < ROPEBEND_GGUF_N_TYPES && skip(s, ropebend_gguf_size(type));
     }
     uint32_t element;
     uint64_t n;
-    if (!take(s, &element, sizeof(element)) || !take(s, &n, sizeof(n)) || element >= N_TYPES || element == TYPE_ARRAY) {
+    if (!take(s, &element, sizeof(element)) || !take(s, &n, sizeof(n)) || element >= ROPEBEND_GGUF_N_TYPES ||
+        element == ROPEBEND_GGUF_ARR) {
         return false;
     }
-    if (element != TYPE_STRING) {
-        return n <= s->size && skip(s, n * TYPE_SIZE[element]);
+    if (element != ROPEBEND_GGUF_STR) {
+        return n <= s->size && skip(s, n * ropebend_gguf_size(element));
     }
     bool ok = true;
     for (uint64_t i = 0; i < n && ok; i++) {
@@ -72,7 +72,7 @@ static bool skip_value(struct scan * s, uint32_t type) {
     return ok;
 }
 
-bool gguf_scan_has_prefix(int fd, const char * prefix) {
+bool ropebend_scan_has_prefix(int fd, const char * prefix) {
     struct stat st;
     if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size < 24) {
         return false;

@@ -6,6 +6,6 @@
 #include <stdbool.h>
 
 // True if the file is a GGUF with a metadata key that starts with `prefix`. Leaves the file position alone.
-bool gguf_scan_has_prefix(int fd, const char * prefix);
+bool ropebend_scan_has_prefix(int fd, const char * prefix);
 
 #endif

@@ -5,28 +5,28 @@
 enum { N_SRC = 3 }; // weights, caches and their views are among the first sources of every op that reads them
 
 struct evidence {
-    bool                       scaled, unscaled, rope;
-    struct scaled_file *       file;
-    uint32_t                   n_cells;    // of the longest K cache
-    const struct scaled_plan * cache_plan; // of K caches seen before
-    bool                       cache_scaled, cache_unscaled, cache_new;
+    bool                              scaled, unscaled, rope;
+    struct ropebend_file *            file;
+    uint32_t                          n_cells;    // of the longest K cache
+    const struct ropebend_file_plan * cache_plan; // of K caches seen before
+    bool                              cache_scaled, cache_unscaled, cache_new;
 };
 
 static bool has_prefix(const char * name, const char * prefix) {
     return strncmp(name, prefix, strlen(prefix)) == 0;
 }
 
-static const struct ggml_tensor * cache_root(const struct graph_owner_state * s, const struct ggml_tensor * tensor) {
-    const struct ggml_tensor * base = ggml_layout_pointer(tensor, s->graph_layout->view_src);
+static const struct ggml_tensor * cache_root(const struct ropebend_owner_state * s, const struct ggml_tensor * tensor) {
+    const struct ggml_tensor * base = ropebend_pointer_at(tensor, s->graph_layout->view_src);
     const struct ggml_tensor * root = base != NULL ? base : tensor;
-    return has_prefix(rope_node_name(s->layout, root), "cache_k_l") ? root : NULL;
+    return has_prefix(ropebend_tensor_name(s->layout, root), "cache_k_l") ? root : NULL;
 }
 
-static void * buffer_of(const struct graph_owner_state * s, const struct ggml_tensor * tensor) {
-    return ggml_layout_pointer(tensor, s->graph_layout->buffer);
+static void * buffer_of(const struct ropebend_owner_state * s, const struct ggml_tensor * tensor) {
+    return ropebend_pointer_at(tensor, s->graph_layout->buffer);
 }
 
-static void look(const struct graph_owner_state * s, const struct ggml_tensor * tensor, struct evidence * e) {
+static void look(const struct ropebend_owner_state * s, const struct ggml_tensor * tensor, struct evidence * e) {
     const struct ggml_tensor * root = cache_root(s, tensor);
     if (root != NULL) {
         int64_t n_cells;
@@ -34,7 +34,7 @@ static void look(const struct graph_owner_state * s, const struct ggml_tensor * 
         if (n_cells > e->n_cells && n_cells < UINT32_MAX) {
             e->n_cells = (uint32_t) n_cells;
         }
-        const struct pointer_map_entry * known = pointer_map_get(&s->caches, root);
+        const struct ropebend_map_entry * known = ropebend_map_get(&s->caches, root);
         if (known != NULL && known->value != NULL) {
             e->cache_plan   = known->value;
             e->cache_scaled = true;
@@ -49,18 +49,18 @@ static void look(const struct graph_owner_state * s, const struct ggml_tensor * 
     if (buffer == NULL) {
         return;
     }
-    const struct pointer_map_entry * known = pointer_map_get(&s->weights, buffer);
+    const struct ropebend_map_entry * known = ropebend_map_get(&s->weights, buffer);
     if (known != NULL && known->value == NULL) {
         e->unscaled = true;
-    } else if (known != NULL && has_prefix(rope_node_name(s->layout, tensor), "blk.")) {
+    } else if (known != NULL && has_prefix(ropebend_tensor_name(s->layout, tensor), "blk.")) {
         e->scaled = true;
-        e->file   = (struct scaled_file *) known->value;
+        e->file   = (struct ropebend_file *) known->value;
     }
 }
 
-static bool learn(struct graph_owner_state * s, const void * sched, struct ggml_cgraph * graph,
-                  const struct evidence * e, const struct scaled_plan * plan) {
-    if (!pointer_map_set(&s->scheds, sched, plan, sched)) {
+static bool learn(struct ropebend_owner_state * s, const void * sched, struct ggml_cgraph * graph,
+                  const struct evidence * e, const struct ropebend_file_plan * plan) {
+    if (!ropebend_map_set(&s->scheds, sched, plan, sched)) {
         return false;
     }
     if (!e->cache_new && e->cache_plan == plan) {
@@ -69,13 +69,14 @@ static bool learn(struct graph_owner_state * s, const void * sched, struct ggml_
     for (int i = 0, n = s->api->ggml_graph_n_nodes(graph); i < n; i++) {
         const struct ggml_tensor * node = s->api->ggml_graph_node(graph, i);
         for (int k = -1; k < N_SRC; k++) {
-            const struct ggml_tensor * tensor = k < 0 ? node : ggml_layout_src(s->layout, node, k);
+            const struct ggml_tensor * tensor = k < 0 ? node : ropebend_src(s->layout, node, k);
             const struct ggml_tensor * root   = tensor == NULL ? NULL : cache_root(s, tensor);
             if (root == NULL) {
                 continue;
             }
-            const struct pointer_map_entry * known = pointer_map_get(&s->caches, root);
-            if ((known == NULL || known->value != plan) && !pointer_map_set(&s->caches, root, plan, buffer_of(s, root))) {
+            const struct ropebend_map_entry * known = ropebend_map_get(&s->caches, root);
+            if ((known == NULL || known->value != plan) &&
+                !ropebend_map_set(&s->caches, root, plan, buffer_of(s, root))) {
                 return false;
             }
         }
@@ -83,15 +84,15 @@ static bool learn(struct graph_owner_state * s, const void * sched, struct ggml_
     return true;
 }
 
-enum graph_owner_result graph_owner_find(struct graph_owner_state * s, const void * sched,
-                                         struct ggml_cgraph * graph, const struct scaled_plan ** plan) {
+enum ropebend_owner_result ropebend_owner_find(struct ropebend_owner_state * s, const void * sched,
+                                               struct ggml_cgraph * graph, const struct ropebend_file_plan ** plan) {
     struct evidence e = { 0 };
     for (int i = 0, n = s->api->ggml_graph_n_nodes(graph); i < n; i++) {
         const struct ggml_tensor * node = s->api->ggml_graph_node(graph, i);
-        e.rope = e.rope || rope_node_is(s->layout, node);
+        e.rope                          = e.rope || ropebend_is_rope(s->layout, node);
         look(s, node, &e);
         for (int k = 0; k < N_SRC; k++) {
-            const struct ggml_tensor * src = ggml_layout_src(s->layout, node, k);
+            const struct ggml_tensor * src = ropebend_src(s->layout, node, k);
             if (src != NULL) {
                 look(s, src, &e);
             }
@@ -100,34 +101,34 @@ enum graph_owner_result graph_owner_find(struct graph_owner_state * s, const voi
     *plan = NULL;
     if (e.scaled) {
         if (e.cache_unscaled || (e.cache_scaled && e.cache_plan->file != e.file)) {
-            return GRAPH_OWNER_FOREIGN_CACHE;
+            return ROPEBEND_OWNER_FOREIGN_CACHE;
         }
-        if (e.file->method == METHOD_DYNAMIC_NTK && e.n_cells == 0) {
-            return GRAPH_OWNER_NO_CACHE;
+        if (e.file->method == ROPEBEND_METHOD_DYNAMIC_NTK && e.n_cells == 0) {
+            return ROPEBEND_OWNER_NO_CACHE;
         }
-        *plan = scaled_file_plan(e.file, e.n_cells);
-        return *plan != NULL && learn(s, sched, graph, &e, *plan) ? GRAPH_OWNER_SCALED : GRAPH_OWNER_NO_MEMORY;
+        *plan = ropebend_file_plan(e.file, e.n_cells);
+        return *plan != NULL && learn(s, sched, graph, &e, *plan) ? ROPEBEND_OWNER_SCALED : ROPEBEND_OWNER_NO_MEMORY;
     }
     if (e.unscaled) {
         if (e.cache_scaled) {
-            return GRAPH_OWNER_FOREIGN_CACHE;
+            return ROPEBEND_OWNER_FOREIGN_CACHE;
         }
-        return learn(s, sched, graph, &e, NULL) ? GRAPH_OWNER_UNSCALED : GRAPH_OWNER_NO_MEMORY;
+        return learn(s, sched, graph, &e, NULL) ? ROPEBEND_OWNER_UNSCALED : ROPEBEND_OWNER_NO_MEMORY;
     }
     if (e.cache_scaled && e.cache_unscaled) {
-        return GRAPH_OWNER_FOREIGN_CACHE;
+        return ROPEBEND_OWNER_FOREIGN_CACHE;
     }
     if (e.cache_scaled) {
         *plan = e.cache_plan;
-        return GRAPH_OWNER_SCALED;
+        return ROPEBEND_OWNER_SCALED;
     }
     if (e.cache_unscaled || !e.rope) {
-        return GRAPH_OWNER_UNSCALED;
+        return ROPEBEND_OWNER_UNSCALED;
     }
-    const struct pointer_map_entry * known = pointer_map_get(&s->scheds, sched);
+    const struct ropebend_map_entry * known = ropebend_map_get(&s->scheds, sched);
     if (known == NULL || e.n_cells == 0) {
-        return GRAPH_OWNER_UNKNOWN;
+        return ROPEBEND_OWNER_UNKNOWN;
     }
     *plan = known->value;
-    return *plan != NULL ? GRAPH_OWNER_SCALED : GRAPH_OWNER_UNSCALED;
+    return *plan != NULL ? ROPEBEND_OWNER_SCALED : ROPEBEND_OWNER_UNSCALED;
 }

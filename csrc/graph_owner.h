@@ -10,25 +10,25 @@
 #include "pointer_map.h"
 #include "scaled_file.h"
 
-struct graph_owner_state {
-    const struct ggml_graph_api *    api;
-    const struct ggml_layout *       layout;
-    const struct ggml_graph_layout * graph_layout;
-    struct pointer_map               weights; // buffer -> scaled_file, or NULL for a file without scales
-    struct pointer_map               caches;  // cache_k_l* tensor -> scaled_plan, or NULL; grouped by buffer
-    struct pointer_map               scheds;  // scheduler -> scaled_plan, or NULL
+struct ropebend_owner_state {
+    const struct ropebend_graph_api *    api;
+    const struct ropebend_layout *       layout;
+    const struct ropebend_graph_layout * graph_layout;
+    struct ropebend_map                  weights; // buffer -> ropebend_file, or NULL for a file without scales
+    struct ropebend_map                  caches;  // cache_k_l* tensor -> ropebend_file_plan, or NULL; grouped by buffer
+    struct ropebend_map                  scheds;  // scheduler -> ropebend_file_plan, or NULL
 };
 
-enum graph_owner_result {
-    GRAPH_OWNER_UNSCALED,      // a model without scales, or no rope in it
-    GRAPH_OWNER_SCALED,        // *plan is to be applied
-    GRAPH_OWNER_UNKNOWN,       // it has rope nodes, and nothing tells whose they are
-    GRAPH_OWNER_FOREIGN_CACHE, // it reads the K cache of another model, and one of the two is scaled
-    GRAPH_OWNER_NO_CACHE,      // dynamic-ntk, and no K cache tells how long a sequence may become
-    GRAPH_OWNER_NO_MEMORY,
+enum ropebend_owner_result {
+    ROPEBEND_OWNER_UNSCALED,      // a model without scales, or no rope in it
+    ROPEBEND_OWNER_SCALED,        // *plan is to be applied
+    ROPEBEND_OWNER_UNKNOWN,       // it has rope nodes, and nothing tells whose they are
+    ROPEBEND_OWNER_FOREIGN_CACHE, // it reads the K cache of another model, and one of the two is scaled
+    ROPEBEND_OWNER_NO_CACHE,      // dynamic-ntk, and no K cache tells how long a sequence may become
+    ROPEBEND_OWNER_NO_MEMORY,
 };
 
-enum graph_owner_result graph_owner_find(struct graph_owner_state * state, const void * sched,
-                                         struct ggml_cgraph * graph, const struct scaled_plan ** plan);
+enum ropebend_owner_result ropebend_owner_find(struct ropebend_owner_state * state, const void * sched,
+                                               struct ggml_cgraph * graph, const struct ropebend_file_plan ** plan);
 
 #endif

@@ -10,22 +10,22 @@
 
 #include <pthread.h>
 
-static struct ggml_api    api;
-static struct ggml_layout layout;
-static bool               ready; // api and layout are filled; set once, under the GIL
+static struct ropebend_ggml_api api;
+static struct ropebend_layout   layout;
+static bool                     ready; // api and layout are filled; set once, under the GIL
 
 // ------------------------------------------------------------------------------------------------ Hook
 
 // What llama.cpp's scheduler calls for every node it is about to compute. Python holds the GIL when it changes the
 // plan, the callback runs without it: hence the lock.
 struct hook {
-    pthread_mutex_t  lock;
-    struct rope_plan plan;
-    bool             active;      // false: `plan` is not applied, patched nodes get their own values back
-    uint32_t *       n_qk;        // [n_layer] rope nodes of Q and K seen since the last reset
-    uint32_t *       n_shift;     // [n_layer] rope nodes over the K cache seen since the last reset
-    uint64_t         n_problem;
-    char             problem[192]; // the first one
+    pthread_mutex_t      lock;
+    struct ropebend_plan plan;
+    bool                 active;  // false: `plan` is not applied, patched nodes get their own values back
+    uint32_t *           n_qk;    // [n_layer] rope nodes of Q and K seen since the last reset
+    uint32_t *           n_shift; // [n_layer] rope nodes over the K cache seen since the last reset
+    uint64_t             n_problem;
+    char                 problem[192]; // the first one
 };
 
 static bool hook_cb_eval(struct ggml_tensor * node, bool ask, void * user_data) {
@@ -33,30 +33,30 @@ static bool hook_cb_eval(struct ggml_tensor * node, bool ask, void * user_data) 
     if (!ask) {
         return true;
     }
-    if (!rope_node_is(&layout, node)) {
+    if (!ropebend_is_rope(&layout, node)) {
         return false; // nearly every node: no lock
     }
     pthread_mutex_lock(&hook->lock);
-    uint32_t               layer  = 0;
-    enum rope_apply_result result = rope_plan_apply(hook->active ? &hook->plan : NULL, &layout, node, &layer);
-    if ((result == ROPE_APPLY_QK || result == ROPE_APPLY_SHIFT) && layer >= hook->plan.n_layer) {
-        result = ROPE_APPLY_UNRESOLVED; // without an active plan the core does not know how many layers there are
+    uint32_t                   layer  = 0;
+    enum ropebend_apply_result result = ropebend_plan_apply(hook->active ? &hook->plan : NULL, &layout, node, &layer);
+    if ((result == ROPEBEND_APPLY_QK || result == ROPEBEND_APPLY_SHIFT) && layer >= hook->plan.n_layer) {
+        result = ROPEBEND_APPLY_UNRESOLVED; // without an active plan the core does not know how many layers there are
     }
-    const char * problem = rope_apply_problem(result);
+    const char * problem = ropebend_apply_problem(result);
     if (problem != NULL) {
         if (hook->n_problem++ == 0) {
-            snprintf(hook->problem, sizeof(hook->problem), "rope node '%.64s' %s", rope_node_name(&layout, node), problem);
+            snprintf(hook->problem, sizeof(hook->problem), "rope node '%.64s' %s", ropebend_tensor_name(&layout, node),
+                     problem);
         }
     } else {
-        (result == ROPE_APPLY_SHIFT ? hook->n_shift : hook->n_qk)[layer]++;
+        (result == ROPEBEND_APPLY_SHIFT ? hook->n_shift : hook->n_qk)[layer]++;
     }
     pthread_mutex_unlock(&hook->lock);
     return false; // never wait for a node: the whole graph is computed in one go
 }
 
 typedef struct {
-    PyObject_HEAD
-    struct hook hook;
+    PyObject_HEAD struct hook hook;
 } HookObject;
 
 static PyObject * hook_new(PyTypeObject * type, PyObject * args, PyObject * kwargs) {
@@ -79,7 +79,7 @@ static PyObject * hook_new(PyTypeObject * type, PyObject * args, PyObject * kwar
     }
     pthread_mutex_init(&self->hook.lock, NULL);
     self->hook.plan.n_layer = n_layer;
-    self->hook.plan.layers  = PyMem_Calloc(n_layer, sizeof(struct rope_plan_layer));
+    self->hook.plan.layers  = PyMem_Calloc(n_layer, sizeof(struct ropebend_plan_layer));
     self->hook.n_qk         = PyMem_Calloc(n_layer, sizeof(uint32_t));
     self->hook.n_shift      = PyMem_Calloc(n_layer, sizeof(uint32_t));
     if (self->hook.plan.layers == NULL || self->hook.n_qk == NULL || self->hook.n_shift == NULL) {
@@ -229,8 +229,8 @@ PyDoc_STRVAR(hook_doc, "Hook(n_layer)\n--\n\n"
                        "Per-context state of the callback that patches rope nodes with the current plan.");
 
 static PyType_Slot hook_slots[] = {
-    { Py_tp_doc, (void *) hook_doc },        { Py_tp_new, hook_new },       { Py_tp_dealloc, hook_dealloc },
-    { Py_tp_methods, hook_methods },         { Py_tp_getset, hook_getset }, { 0, NULL },
+    { Py_tp_doc, (void *) hook_doc }, { Py_tp_new, hook_new },       { Py_tp_dealloc, hook_dealloc },
+    { Py_tp_methods, hook_methods },  { Py_tp_getset, hook_getset }, { 0, NULL },
 };
 
 static PyType_Spec hook_spec = {
@@ -257,9 +257,9 @@ static PyObject * native_init(PyObject * Py_UNUSED(self), PyObject * args) {
     if (!PyArg_ParseTuple(args, "O!", &PyDict_Type, &addresses)) {
         return NULL;
     }
-    struct ggml_api    new_api;
-    struct ggml_layout new_layout;
-    const char *       missing = ggml_api_load(&new_api, find_address, addresses);
+    struct ropebend_ggml_api new_api;
+    struct ropebend_layout   new_layout;
+    const char *             missing = ropebend_ggml_api_load(&new_api, find_address, addresses);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -267,7 +267,7 @@ static PyObject * native_init(PyObject * Py_UNUSED(self), PyObject * args) {
         PyErr_Format(PyExc_RuntimeError, "llama.cpp exports no %s", missing);
         return NULL;
     }
-    const char * problem = ggml_layout_probe(&new_api, &new_layout);
+    const char * problem = ropebend_layout_probe(&new_api, &new_layout);
     if (problem != NULL) {
         PyErr_Format(PyExc_RuntimeError, "layout probe: %s", problem);
         return NULL;
@@ -281,10 +281,11 @@ static PyObject * native_init(PyObject * Py_UNUSED(self), PyObject * args) {
                          (Py_ssize_t) layout.name);
 }
 
-PyDoc_STRVAR(node_layer_doc,
-             "node_layer(address)\n--\n\n"
-             "(layer, is_shift) of the rope node at this address: -1 if the layer cannot be told; is_shift: the node turns\n"
-             "a K cache.");
+PyDoc_STRVAR(
+    node_layer_doc,
+    "node_layer(address)\n--\n\n"
+    "(layer, is_shift) of the rope node at this address: -1 if the layer cannot be told; is_shift: the node turns\n"
+    "a K cache.");
 
 static PyObject * native_node_layer(PyObject * Py_UNUSED(self), PyObject * args) {
     PyObject * number;
@@ -296,47 +297,50 @@ static PyObject * native_node_layer(PyObject * Py_UNUSED(self), PyObject * args)
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "expected the address of a node, after init()");
     }
     bool          is_shift;
-    const int64_t layer = rope_node_layer(&layout, node, &is_shift);
+    const int64_t layer = ropebend_rope_layer(&layout, node, &is_shift);
     return Py_BuildValue("LO", (long long) layer, is_shift ? Py_True : Py_False);
 }
 
 static PyObject * scalar(int type, const char * data) {
-#define AS(ctype, make)                       \
-    {                                         \
-        ctype v;                              \
-        memcpy(&v, data, sizeof(v));          \
-        return make;                          \
+#define AS(ctype, make)              \
+    {                                \
+        ctype v;                     \
+        memcpy(&v, data, sizeof(v)); \
+        return make;                 \
     }
     switch (type) {
-        case GGUF_U8:   AS(uint8_t, PyLong_FromLong(v))
-        case GGUF_I8:   AS(int8_t, PyLong_FromLong(v))
-        case GGUF_U16:  AS(uint16_t, PyLong_FromLong(v))
-        case GGUF_I16:  AS(int16_t, PyLong_FromLong(v))
-        case GGUF_U32:  AS(uint32_t, PyLong_FromUnsignedLong(v))
-        case GGUF_I32:  AS(int32_t, PyLong_FromLong(v))
-        case GGUF_U64:  AS(uint64_t, PyLong_FromUnsignedLongLong(v))
-        case GGUF_I64:  AS(int64_t, PyLong_FromLongLong(v))
-        case GGUF_F32:  AS(float, PyFloat_FromDouble((double) v))
-        case GGUF_F64:  AS(double, PyFloat_FromDouble(v))
-        case GGUF_BOOL: AS(int8_t, PyBool_FromLong(v != 0))
-        case GGUF_STR:  return PyUnicode_DecodeUTF8(data, (Py_ssize_t) strlen(data), "replace");
-        default:
-            PyErr_Format(PyExc_ValueError, "unknown GGUF value type %d", type);
-            return NULL;
+        case ROPEBEND_GGUF_U8: AS(uint8_t, PyLong_FromLong(v))
+        case ROPEBEND_GGUF_I8: AS(int8_t, PyLong_FromLong(v))
+        case ROPEBEND_GGUF_U16: AS(uint16_t, PyLong_FromLong(v))
+        case ROPEBEND_GGUF_I16: AS(int16_t, PyLong_FromLong(v))
+        case ROPEBEND_GGUF_U32: AS(uint32_t, PyLong_FromUnsignedLong(v))
+        case ROPEBEND_GGUF_I32: AS(int32_t, PyLong_FromLong(v))
+        case ROPEBEND_GGUF_U64: AS(uint64_t, PyLong_FromUnsignedLongLong(v))
+        case ROPEBEND_GGUF_I64: AS(int64_t, PyLong_FromLongLong(v))
+        case ROPEBEND_GGUF_F32: AS(float, PyFloat_FromDouble((double) v))
+        case ROPEBEND_GGUF_F64: AS(double, PyFloat_FromDouble(v))
+        case ROPEBEND_GGUF_BOOL: AS(int8_t, PyBool_FromLong(v != 0))
+        case ROPEBEND_GGUF_STR: return PyUnicode_DecodeUTF8(data, (Py_ssize_t) strlen(data), "replace");
+        default: PyErr_Format(PyExc_ValueError, "unknown GGUF value type %d", type); return NULL;
     }
 #undef AS
 }
 
 static Py_ssize_t scalar_size(int type) {
     switch (type) {
-        case GGUF_U8: case GGUF_I8: case GGUF_BOOL:  return 1;
-        case GGUF_U16: case GGUF_I16:                return 2;
-        case GGUF_U64: case GGUF_I64: case GGUF_F64: return 8;
-        default:                                     return 4;
+        case ROPEBEND_GGUF_U8:
+        case ROPEBEND_GGUF_I8:
+        case ROPEBEND_GGUF_BOOL: return 1;
+        case ROPEBEND_GGUF_U16:
+        case ROPEBEND_GGUF_I16: return 2;
+        case ROPEBEND_GGUF_U64:
+        case ROPEBEND_GGUF_I64:
+        case ROPEBEND_GGUF_F64: return 8;
+        default: return 4;
     }
 }
 
-static PyObject * to_python(const struct gguf_metadata_value * value) {
+static PyObject * to_python(const struct ropebend_metadata_value * value) {
     if (!value->array) {
         return scalar(value->type, value->data);
     }
@@ -368,8 +372,8 @@ static PyObject * native_read_metadata(PyObject * Py_UNUSED(self), PyObject * ar
         return NULL;
     }
     // the GIL stays: the reader may log, and the log callback is Python's
-    struct gguf_context * gguf =
-        api.gguf_init_from_file(PyBytes_AS_STRING(path), (struct gguf_init_params){ true, NULL });
+    struct gguf_context * gguf = api.gguf_init_from_file(PyBytes_AS_STRING(path),
+                                                         (struct gguf_init_params) { true, NULL });
     Py_DECREF(path);
     if (gguf == NULL) {
         Py_RETURN_NONE;
@@ -377,9 +381,9 @@ static PyObject * native_read_metadata(PyObject * Py_UNUSED(self), PyObject * ar
     PyObject *    dict = PyDict_New();
     const int64_t n    = api.gguf_get_n_kv(gguf);
     for (int64_t i = 0; dict != NULL && i < n; i++) {
-        const char *               key = api.gguf_get_key(gguf, i);
-        struct gguf_metadata_value value;
-        if (gguf_metadata_get(&api, gguf, key, &value) != GGUF_METADATA_FOUND) {
+        const char *                   key = api.gguf_get_key(gguf, i);
+        struct ropebend_metadata_value value;
+        if (ropebend_metadata_get(&api, gguf, key, &value) != ROPEBEND_METADATA_FOUND) {
             continue;
         }
         PyObject * name = PyUnicode_DecodeUTF8(key, (Py_ssize_t) strlen(key), "replace");
@@ -414,9 +418,9 @@ static bool add_names(PyObject * module, const char * attribute, const char * co
 static int native_exec(PyObject * module) {
     PyObject * hook  = PyType_FromSpec(&hook_spec);
     const bool added = hook != NULL && PyModule_AddObjectRef(module, "Hook", hook) == 0 &&
-                       add_names(module, "API", ggml_api_names) &&
-                       add_names(module, "ARCHITECTURES_WITHOUT_ROPE", architectures_without_rope) &&
-                       add_names(module, "ARCHITECTURES_WITH_SHARED_KEYS", architectures_with_shared_keys);
+                       add_names(module, "API", ropebend_ggml_api_names) &&
+                       add_names(module, "ARCHITECTURES_WITHOUT_ROPE", ropebend_architectures_without_rope) &&
+                       add_names(module, "ARCHITECTURES_WITH_SHARED_KEYS", ropebend_architectures_with_shared_keys);
     Py_XDECREF(hook);
     return added ? 0 : -1;
 }

@@ -72,7 +72,7 @@ static const void * object_of(const void * address) {
 static void * look_up(const char * name, bool * several) {
     struct objects o     = { NULL, 0 };
     void *         found = NULL;
-    *several = false;
+    *several             = false;
     dl_iterate_phdr(collect_object, &o); // holds a lock of the loader, so dlopen must wait until it is done
     for (size_t i = 0; i < o.n; i++) {
         void * handle  = dlopen(o.names[i], RTLD_LAZY | RTLD_NOLOAD);
@@ -97,47 +97,47 @@ static void * real(const char * name) {
 }
 
 // Declares `next_NAME`, resolved at the first call; NULL cannot be: the caller was linked against the function.
-#define NEXT(name, ret, args)                                                                          \
-    static ret(*next_##name) args;                                                                     \
-    static void resolve_##name(void) {                                                                 \
-        void * address = real(#name);                                                                  \
-        if (address == NULL) {                                                                         \
-            die("the program calls " #name ", but no loaded library has it");                          \
-        }                                                                                              \
-        memcpy(&next_##name, &address, sizeof(address));                                               \
-    }                                                                                                  \
+#define NEXT(name, ret, args)                                                 \
+    static ret(*next_##name) args;                                            \
+    static void resolve_##name(void) {                                        \
+        void * address = real(#name);                                         \
+        if (address == NULL) {                                                \
+            die("the program calls " #name ", but no loaded library has it"); \
+        }                                                                     \
+        memcpy(&next_##name, &address, sizeof(address));                      \
+    }                                                                         \
     static pthread_once_t once_##name = PTHREAD_ONCE_INIT
 
 NEXT(gguf_init_from_file, struct gguf_context *, (const char *, struct gguf_init_params));
 NEXT(gguf_init_from_file_ptr, struct gguf_context *, (FILE *, struct gguf_init_params));
-NEXT(gguf_free, void, (struct gguf_context *));
-NEXT(gguf_get_version, uint32_t, (const struct gguf_context *));
-NEXT(ggml_backend_buffer_set_usage, void, (struct ggml_backend_buffer *, int));
-NEXT(ggml_backend_buffer_free, void, (struct ggml_backend_buffer *));
-NEXT(ggml_backend_sched_free, void, (void *));
-NEXT(ggml_backend_sched_graph_compute, int, (void *, struct ggml_cgraph *));
-NEXT(ggml_backend_sched_graph_compute_async, int, (void *, struct ggml_cgraph *));
-NEXT(fopen, FILE *, (const char *, const char *));
-NEXT(fopen64, FILE *, (const char *, const char *));
+NEXT(gguf_free, void, (struct gguf_context *) );
+NEXT(gguf_get_version, uint32_t, (const struct gguf_context *) );
+NEXT(ggml_backend_buffer_set_usage, void, (struct ggml_backend_buffer *, int) );
+NEXT(ggml_backend_buffer_free, void, (struct ggml_backend_buffer *) );
+NEXT(ggml_backend_sched_free, void, (void *) );
+NEXT(ggml_backend_sched_graph_compute, int, (void *, struct ggml_cgraph *) );
+NEXT(ggml_backend_sched_graph_compute_async, int, (void *, struct ggml_cgraph *) );
+NEXT(fopen, FILE *, (const char *, const char *) );
+NEXT(fopen64, FILE *, (const char *, const char *) );
 
 #define CALL_NEXT(name) (pthread_once(&once_##name, resolve_##name), next_##name)
 
 // ------------------------------------------------------------------------------------------------------- state
 
-static pthread_mutex_t          lock = PTHREAD_MUTEX_INITIALIZER; // of everything in this section
-static struct ggml_api          api;
-static struct ggml_graph_api    graph_api;
-static struct ggml_layout       layout;
-static struct ggml_graph_layout graph_layout;
-static struct graph_owner_state owners = { .api = &graph_api, .layout = &layout, .graph_layout = &graph_layout };
-static bool                     can_read;   // `api` is filled
-static bool                     ready;      // all that stands above it is
-static bool                     any_scaled; // a file with scales was opened
+static pthread_mutex_t              lock = PTHREAD_MUTEX_INITIALIZER; // of everything in this section
+static struct ropebend_ggml_api     api;
+static struct ropebend_graph_api    graph_api;
+static struct ropebend_layout       layout;
+static struct ropebend_graph_layout graph_layout;
+static struct ropebend_owner_state  owners = { .api = &graph_api, .layout = &layout, .graph_layout = &graph_layout };
+static bool                         can_read;   // `api` is filled
+static bool                         ready;      // all that stands above it is
+static bool                         any_scaled; // a file with scales was opened
 
 struct open_file {
-    char *               path;
-    struct scaled_file * scales; // or NULL
-    struct open_file *   next;
+    char *                 path;
+    struct ropebend_file * scales; // or NULL
+    struct open_file *     next;
 };
 
 static struct open_file * files; // every GGUF that llama.cpp opened, each once
@@ -158,10 +158,10 @@ static const char * prepare(void) {
     if (ready) {
         return NULL;
     }
-    const char * missing = ggml_api_load(&api, find_function, NULL);
-    can_read = missing == NULL;
+    const char * missing = ropebend_ggml_api_load(&api, find_function, NULL);
+    can_read             = missing == NULL;
     if (can_read) {
-        missing = ggml_graph_api_load(&graph_api, find_function, NULL);
+        missing = ropebend_graph_api_load(&graph_api, find_function, NULL);
     }
     if (missing != NULL) {
         snprintf(message, sizeof(message), "it exports no %s", missing);
@@ -172,9 +172,9 @@ static const char * prepare(void) {
     if (several) {
         return "two different ones are loaded in this process";
     }
-    const char * problem = ggml_layout_probe(&api, &layout);
+    const char * problem = ropebend_layout_probe(&api, &layout);
     if (problem == NULL) {
-        problem = ggml_graph_layout_probe(&api, &graph_api, &graph_layout);
+        problem = ropebend_graph_layout_probe(&api, &graph_api, &graph_layout);
     }
     ready = problem == NULL;
     return problem;
@@ -187,14 +187,14 @@ static const char PREFIX[] = "ropebend.";
 #define UNPATCHABLE "%s carries layer scales, but this llama.cpp cannot be patched: %s"
 
 // The entry for a file that llama.cpp opened. A model is opened more than once, and may have been rewritten in between.
-static const struct open_file * remember(const char * path, struct scaled_file * scales) {
+static const struct open_file * remember(const char * path, struct ropebend_file * scales) {
     struct open_file * f = files;
     while (f != NULL && !(strcmp(f->path, path) == 0 && (f->scales == NULL) == (scales == NULL) &&
-                          (scales == NULL || scaled_file_equal(f->scales, scales)))) {
+                          (scales == NULL || ropebend_file_equal(f->scales, scales)))) {
         f = f->next;
     }
     if (f != NULL) {
-        scaled_file_free(scales);
+        ropebend_file_free(scales);
         return f;
     }
     f = calloc(1, sizeof(*f));
@@ -219,9 +219,10 @@ static bool is_known(const char * path) {
 
 // Some tools repeat the whole metadata in every part; llama.cpp reads the first one's.
 static bool is_later_part(const struct gguf_context * gguf) {
-    struct gguf_metadata_value v;
-    uint16_t                   number = 0;
-    if (gguf_metadata_get(&api, gguf, "split.no", &v) == GGUF_METADATA_FOUND && v.type == GGUF_U16 && !v.array) {
+    struct ropebend_metadata_value v;
+    uint16_t                       number = 0;
+    if (ropebend_metadata_get(&api, gguf, "split.no", &v) == ROPEBEND_METADATA_FOUND && v.type == ROPEBEND_GGUF_U16 &&
+        !v.array) {
         memcpy(&number, v.data, sizeof(number));
     }
     return number > 0;
@@ -233,13 +234,13 @@ static void adopt(const struct gguf_context * gguf, const char * path) {
     if (!can_read || is_later_part(gguf)) {
         return;
     }
-    char                         problem[256];
-    struct scaled_file *         scales = NULL;
-    const enum scaled_file_found found  = scaled_file_read(&api, gguf, path, &scales, problem, sizeof(problem));
-    if (found != SCALED_FILE_NONE && reason != NULL) {
+    char                           problem[256];
+    struct ropebend_file *         scales = NULL;
+    const enum ropebend_file_found found  = ropebend_file_read(&api, gguf, path, &scales, problem, sizeof(problem));
+    if (found != ROPEBEND_FILE_NONE && reason != NULL) {
         die(UNPATCHABLE, path, reason);
     }
-    if (found == SCALED_FILE_WRONG) {
+    if (found == ROPEBEND_FILE_WRONG) {
         die("%s: %s", path, problem);
     }
     any_scaled   = any_scaled || scales != NULL;
@@ -248,12 +249,12 @@ static void adopt(const struct gguf_context * gguf, const char * path) {
 }
 
 static void learn(const struct gguf_context * gguf, FILE * file, const char * path) {
-    if (gguf == NULL || !gguf_scan_has_prefix(fileno(file), "general.architecture")) {
+    if (gguf == NULL || !ropebend_scan_has_prefix(fileno(file), "general.architecture")) {
         return; // no model, or the second part of one: the buffers to come are still those of the file before
     }
     pthread_mutex_lock(&lock);
     const char * reason = prepare();
-    if (!can_read && gguf_scan_has_prefix(fileno(file), PREFIX)) {
+    if (!can_read && ropebend_scan_has_prefix(fileno(file), PREFIX)) {
         die(UNPATCHABLE, path, reason);
     }
     adopt(gguf, path);
@@ -261,10 +262,10 @@ static void learn(const struct gguf_context * gguf, FILE * file, const char * pa
 }
 
 EXPORT struct gguf_context * gguf_init_from_file(const char * path, struct gguf_init_params params) {
-    inside_gguf = true; // it may call gguf_init_from_file_ptr
+    inside_gguf                = true; // it may call gguf_init_from_file_ptr
     struct gguf_context * gguf = CALL_NEXT(gguf_init_from_file)(path, params);
     FILE *                file = gguf == NULL ? NULL : CALL_NEXT(fopen)(path, "rb");
-    inside_gguf = false;
+    inside_gguf                = false;
     if (file != NULL) {
         learn(gguf, file, path);
         fclose(file);
@@ -277,7 +278,7 @@ EXPORT struct gguf_context * gguf_init_from_file_ptr(FILE * file, struct gguf_in
     if (!inside_gguf) {
         char link[64], path[4096];
         snprintf(link, sizeof(link), "/proc/self/fd/%d", fileno(file));
-        const ssize_t n = readlink(link, path, sizeof(path) - 1);
+        const ssize_t n     = readlink(link, path, sizeof(path) - 1);
         path[n < 0 ? 0 : n] = '\0';
         learn(gguf, file, n > 0 ? path : "a GGUF without a name");
     }
@@ -327,7 +328,7 @@ static int holds_llama_cpp(struct dl_phdr_info * info, size_t size, void * user)
 // A llama.cpp that was linked into the program, or to itself, reads GGUF files all the same, by way of the C library. So do
 // programs that have none and only copy or check a file.
 static void guard(const char * path, FILE * file, const void * caller) {
-    if (file == NULL || inside_gguf || !gguf_scan_has_prefix(fileno(file), PREFIX) || is_known(path)) {
+    if (file == NULL || inside_gguf || !ropebend_scan_has_prefix(fileno(file), PREFIX) || is_known(path)) {
         return;
     }
     bool         several;
@@ -359,7 +360,7 @@ EXPORT void ggml_backend_buffer_set_usage(struct ggml_backend_buffer * buffer, i
         return;
     }
     pthread_mutex_lock(&lock);
-    if (!pointer_map_set(&owners.weights, buffer, current->scales, buffer)) {
+    if (!ropebend_map_set(&owners.weights, buffer, current->scales, buffer)) {
         die("out of memory");
     }
     if (current->scales != NULL) {
@@ -371,8 +372,8 @@ EXPORT void ggml_backend_buffer_set_usage(struct ggml_backend_buffer * buffer, i
 EXPORT void ggml_backend_buffer_free(struct ggml_backend_buffer * buffer) {
     if (buffer != NULL) {
         pthread_mutex_lock(&lock);
-        pointer_map_drop_group(&owners.weights, buffer);
-        pointer_map_drop_group(&owners.caches, buffer);
+        ropebend_map_drop_group(&owners.weights, buffer);
+        ropebend_map_drop_group(&owners.caches, buffer);
         pthread_mutex_unlock(&lock);
     }
     CALL_NEXT(ggml_backend_buffer_free)(buffer);
@@ -381,7 +382,7 @@ EXPORT void ggml_backend_buffer_free(struct ggml_backend_buffer * buffer) {
 EXPORT void ggml_backend_sched_free(void * sched) {
     if (sched != NULL) {
         pthread_mutex_lock(&lock);
-        pointer_map_drop_group(&owners.scheds, sched);
+        ropebend_map_drop_group(&owners.scheds, sched);
         pthread_mutex_unlock(&lock);
     }
     CALL_NEXT(ggml_backend_sched_free)(sched);
@@ -389,34 +390,35 @@ EXPORT void ggml_backend_sched_free(void * sched) {
 
 // ------------------------------------------------------------------------------------------------------- graphs
 
-static void announce(struct scaled_file * file, uint32_t n_layer) {
+static void announce(struct ropebend_file * file, uint32_t n_layer) {
     float low = file->layer_scale[0], high = file->layer_scale[0];
     for (uint32_t i = 1; i < file->n_layer; i++) {
         low  = file->layer_scale[i] < low ? file->layer_scale[i] : low;
         high = file->layer_scale[i] > high ? file->layer_scale[i] : high;
     }
     fprintf(stderr, "ropebend: %s: scales of %u layers applied, %g to %g, method %s, factor %g\n", file->path, n_layer,
-            (double) low, (double) high, scaled_method_names[file->method], (double) file->factor);
+            (double) low, (double) high, ropebend_method_names[file->method], (double) file->factor);
     file->applied = true;
 }
 
-static void apply(struct ggml_cgraph * graph, const struct scaled_plan * plan) {
-    struct scaled_file * file    = (struct scaled_file *) plan->file;
-    uint32_t             n_layer = 0;
-    bool *               seen    = calloc(file->n_layer, sizeof(*seen));
+static void apply(struct ggml_cgraph * graph, const struct ropebend_file_plan * plan) {
+    struct ropebend_file * file    = (struct ropebend_file *) plan->file;
+    uint32_t               n_layer = 0;
+    bool *                 seen    = calloc(file->n_layer, sizeof(*seen));
     if (seen == NULL) {
         die("out of memory");
     }
     for (int i = 0, n = graph_api.ggml_graph_n_nodes(graph); i < n; i++) {
-        struct ggml_tensor *         node   = graph_api.ggml_graph_node(graph, i);
-        uint32_t                     layer  = 0;
-        const enum rope_apply_result result = rope_plan_apply(&plan->plan, &layout, node, &layer);
-        if (result == ROPE_APPLY_NOT_ROPE) {
+        struct ggml_tensor *             node   = graph_api.ggml_graph_node(graph, i);
+        uint32_t                         layer  = 0;
+        const enum ropebend_apply_result result = ropebend_plan_apply(&plan->plan, &layout, node, &layer);
+        if (result == ROPEBEND_APPLY_NOT_ROPE) {
             continue;
         }
-        const char * problem = rope_apply_problem(result);
+        const char * problem = ropebend_apply_problem(result);
         if (problem != NULL) {
-            die("%s: rope node '%.64s' %s; its scale cannot be applied", file->path, rope_node_name(&layout, node), problem);
+            die("%s: rope node '%.64s' %s; its scale cannot be applied", file->path,
+                ropebend_tensor_name(&layout, node), problem);
         }
         n_layer += !seen[layer];
         seen[layer] = true;
@@ -432,27 +434,24 @@ static void apply(struct ggml_cgraph * graph, const struct scaled_plan * plan) {
 
 static void patch(const void * sched, struct ggml_cgraph * graph) {
     pthread_mutex_lock(&lock);
-    const struct scaled_plan * plan = NULL;
+    const struct ropebend_file_plan * plan = NULL;
     if (ready) {
-        switch (graph_owner_find(&owners, sched, graph, &plan)) {
-            case GRAPH_OWNER_UNSCALED:
-                break;
-            case GRAPH_OWNER_SCALED:
-                apply(graph, plan);
-                break;
-            case GRAPH_OWNER_UNKNOWN:
+        switch (ropebend_owner_find(&owners, sched, graph, &plan)) {
+            case ROPEBEND_OWNER_UNSCALED: break;
+            case ROPEBEND_OWNER_SCALED: apply(graph, plan); break;
+            case ROPEBEND_OWNER_UNKNOWN:
                 if (!any_scaled) {
                     break;
                 }
-                die("a graph with rope nodes was met, and nothing tells which model it belongs to; a K-shift before the "
+                die("a graph with rope nodes was met, and nothing tells which model it belongs to; a K-shift before "
+                    "the "
                     "first decode is such a graph");
-            case GRAPH_OWNER_FOREIGN_CACHE:
+            case ROPEBEND_OWNER_FOREIGN_CACHE:
                 die("a model reads the K cache of another model, and one of the two carries layer scales; "
                     "use another draft model, or none");
-            case GRAPH_OWNER_NO_CACHE:
+            case ROPEBEND_OWNER_NO_CACHE:
                 die("dynamic-ntk needs a K cache to know how long a sequence may become; use method ntk");
-            case GRAPH_OWNER_NO_MEMORY:
-                die("out of memory");
+            case ROPEBEND_OWNER_NO_MEMORY: die("out of memory");
         }
     }
     pthread_mutex_unlock(&lock);

@@ -61,13 +61,13 @@ static bool original_get(int32_t index, struct rope_values * v) {
     return found;
 }
 
-bool rope_node_is(const struct ggml_layout * layout, const struct ggml_tensor * node) {
+bool ropebend_is_rope(const struct ropebend_layout * layout, const struct ggml_tensor * node) {
     int32_t op;
     memcpy(&op, (const char *) node + layout->op, sizeof(op));
     return op == layout->op_rope || op == layout->op_rope_back;
 }
 
-const char * rope_node_name(const struct ggml_layout * layout, const struct ggml_tensor * node) {
+const char * ropebend_tensor_name(const struct ropebend_layout * layout, const struct ggml_tensor * node) {
     return (const char *) node + layout->name;
 }
 
@@ -94,11 +94,12 @@ static int64_t name_layer(const char * name, bool * is_shift) {
     return dash == NULL ? -1 : parse_layer(dash + 1, false);
 }
 
-static int64_t walk(const struct ggml_layout * layout, const struct ggml_tensor * node, int depth, bool * is_shift) {
-    int64_t layer = name_layer(rope_node_name(layout, node), is_shift);
+static int64_t walk(const struct ropebend_layout * layout, const struct ggml_tensor * node, int depth,
+                    bool * is_shift) {
+    int64_t layer = name_layer(ropebend_tensor_name(layout, node), is_shift);
     // src[1] too: with a quantised K cache the shift graph multiplies by a Hadamard matrix, which is src[0]
     for (int i = 0; i < 2 && layer < 0 && depth > 0; i++) {
-        const struct ggml_tensor * src = ggml_layout_src(layout, node, i);
+        const struct ggml_tensor * src = ropebend_src(layout, node, i);
         if (src != NULL) {
             layer = walk(layout, src, depth - 1, is_shift);
         }
@@ -106,34 +107,36 @@ static int64_t walk(const struct ggml_layout * layout, const struct ggml_tensor 
     return layer;
 }
 
-int64_t rope_node_layer(const struct ggml_layout * layout, const struct ggml_tensor * node, bool * is_shift) {
+int64_t ropebend_rope_layer(const struct ropebend_layout * layout, const struct ggml_tensor * node, bool * is_shift) {
     *is_shift = false;
     return walk(layout, node, 8, is_shift);
 }
 
-const char * rope_apply_problem(enum rope_apply_result result) {
+const char * ropebend_apply_problem(enum ropebend_apply_result result) {
     switch (result) {
-        case ROPE_APPLY_UNRESOLVED:   return "belongs to no layer of the plan";
-        case ROPE_APPLY_FULL:         return "is one too many: too many different rope parameters in one process";
-        case ROPE_APPLY_YARN_TWICE:   return "has YaRN already, so method yarn does not fit";
-        case ROPE_APPLY_YARN_SCALED:  return "is interpolated already, so method yarn does not fit";
-        case ROPE_APPLY_YARN_FACTORS: return "has frequency factors, so method yarn does not fit";
-        case ROPE_APPLY_NOT_ROPE:
-        case ROPE_APPLY_QK:
-        case ROPE_APPLY_SHIFT:        break;
+        case ROPEBEND_APPLY_UNRESOLVED: return "belongs to no layer of the plan";
+        case ROPEBEND_APPLY_FULL: return "is one too many: too many different rope parameters in one process";
+        case ROPEBEND_APPLY_YARN_TWICE: return "has YaRN already, so method yarn does not fit";
+        case ROPEBEND_APPLY_YARN_SCALED: return "is interpolated already, so method yarn does not fit";
+        case ROPEBEND_APPLY_YARN_FACTORS: return "has frequency factors, so method yarn does not fit";
+        case ROPEBEND_APPLY_NOT_ROPE:
+        case ROPEBEND_APPLY_QK:
+        case ROPEBEND_APPLY_SHIFT: break;
     }
     return NULL;
 }
 
 // YaRN ramps between freq_scale and 1 by the rotations of base^(-2i/d): on top of another method both ends would be wrong.
-static enum rope_apply_result yarn_problem(const struct rope_values * own, bool has_factors) {
+// `result` where it fits.
+static enum ropebend_apply_result check_yarn(const struct rope_values * own, bool has_factors,
+                                             enum ropebend_apply_result result) {
     if (own->ext_factor != 0.0f) {
-        return ROPE_APPLY_YARN_TWICE;
+        return ROPEBEND_APPLY_YARN_TWICE;
     }
     if (own->freq_scale != 1.0f) {
-        return ROPE_APPLY_YARN_SCALED;
+        return ROPEBEND_APPLY_YARN_SCALED;
     }
-    return has_factors ? ROPE_APPLY_YARN_FACTORS : ROPE_APPLY_NOT_ROPE;
+    return has_factors ? ROPEBEND_APPLY_YARN_FACTORS : result;
 }
 
 // ggml's rope multiplies cos and sin by attn_factor * yarn_gain(freq_scale) where ext_factor is not 0
@@ -141,8 +144,8 @@ static float yarn_gain(float freq_scale) {
     return 1.0f + 0.1f * logf(1.0f / freq_scale);
 }
 
-static struct rope_values planned(const struct rope_values * own, const struct rope_plan * plan,
-                                  const struct rope_plan_layer * layer, int32_t n_dims, bool is_shift) {
+static struct rope_values planned(const struct rope_values * own, const struct ropebend_plan * plan,
+                                  const struct ropebend_plan_layer * layer, int32_t n_dims, bool is_shift) {
     struct rope_values v = *own;
     if (layer->stretch != 1.0f) {
         v.freq_scale = own->freq_scale / layer->stretch;
@@ -165,19 +168,19 @@ static struct rope_values planned(const struct rope_values * own, const struct r
     return v;
 }
 
-enum rope_apply_result rope_plan_apply(const struct rope_plan * plan, const struct ggml_layout * layout,
-                                       struct ggml_tensor * node, uint32_t * layer) {
-    if (!rope_node_is(layout, node)) {
-        return ROPE_APPLY_NOT_ROPE;
+enum ropebend_apply_result ropebend_plan_apply(const struct ropebend_plan * plan, const struct ropebend_layout * layout,
+                                               struct ggml_tensor * node, uint32_t * layer) {
+    if (!ropebend_is_rope(layout, node)) {
+        return ROPEBEND_APPLY_NOT_ROPE;
     }
 
     bool          is_shift;
-    const int64_t found = rope_node_layer(layout, node, &is_shift);
+    const int64_t found = ropebend_rope_layer(layout, node, &is_shift);
     if (found < 0 || (plan != NULL && found >= plan->n_layer)) {
-        return ROPE_APPLY_UNRESOLVED;
+        return ROPEBEND_APPLY_UNRESOLVED;
     }
-    *layer = (uint32_t) found;
-    const enum rope_apply_result result = is_shift ? ROPE_APPLY_SHIFT : ROPE_APPLY_QK;
+    *layer                            = (uint32_t) found;
+    enum ropebend_apply_result result = is_shift ? ROPEBEND_APPLY_SHIFT : ROPEBEND_APPLY_QK;
 
     char *             params = (char *) node + layout->op_params;
     int32_t            slot[SLOT_VALUES];
@@ -191,21 +194,21 @@ enum rope_apply_result rope_plan_apply(const struct rope_plan * plan, const stru
         memcpy(&own, params + SLOT_VALUES * sizeof(int32_t), sizeof(own));
     }
     if (plan != NULL && plan->yarn_factor > 0.0f) {
-        const enum rope_apply_result problem = yarn_problem(&own, ggml_layout_src(layout, node, 2) != NULL);
-        if (problem != ROPE_APPLY_NOT_ROPE) {
-            return problem;
+        result = check_yarn(&own, ropebend_src(layout, node, 2) != NULL, result);
+        if (ropebend_apply_problem(result) != NULL) {
+            return result;
         }
     }
     if (!marked) {
         slot[SLOT_INDEX] = original_index(&own);
         if (slot[SLOT_INDEX] < 0) {
-            return ROPE_APPLY_FULL;
+            return ROPEBEND_APPLY_FULL;
         }
         slot[SLOT_MARKER] = MARKER;
         memcpy(params, slot, sizeof(slot));
     }
-    const struct rope_values v =
-        plan == NULL ? own : planned(&own, plan, &plan->layers[*layer], slot[SLOT_N_DIMS], is_shift);
+    const struct rope_values v = plan == NULL ? own
+                                              : planned(&own, plan, &plan->layers[*layer], slot[SLOT_N_DIMS], is_shift);
     memcpy(params + SLOT_VALUES * sizeof(int32_t), &v, sizeof(v));
     return result;
 }

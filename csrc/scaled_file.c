@@ -10,46 +10,41 @@
 #include <string.h>
 
 // the keys and limits of plugin/scaling.py
-static const char PREFIX[]          = "ropebend.";
-static const char KEY_VERSION[]     = "ropebend.version";
-static const char KEY_LAYER_SCALE[] = "ropebend.layer_scale";
-static const char KEY_METHOD[]      = "ropebend.rope.method";
-static const char KEY_FACTOR[]      = "ropebend.rope.factor";
-static const char KEY_N_CTX_ORIG[]  = "ropebend.rope.original_context";
+static const char  PREFIX[]          = "ropebend.";
+static const char  KEY_VERSION[]     = "ropebend.version";
+static const char  KEY_LAYER_SCALE[] = "ropebend.layer_scale";
+static const char  KEY_METHOD[]      = "ropebend.rope.method";
+static const char  KEY_FACTOR[]      = "ropebend.rope.factor";
+static const char  KEY_N_CTX_ORIG[]  = "ropebend.rope.original_context";
 static const float MIN_SCALE = 0.1f, MAX_SCALE = 1000.0f;
 
-const char * const scaled_method_names[N_METHODS] = { "none", "linear", "ntk", "dynamic-ntk", "yarn" };
+const char * const ropebend_method_names[ROPEBEND_N_METHODS] = { "none", "linear", "ntk", "dynamic-ntk", "yarn" };
 
 struct reader {
-    const struct ggml_api *     api;
-    const struct gguf_context * gguf;
-    char *                      problem;
-    size_t                      n_problem;
+    const struct ropebend_ggml_api * api;
+    const struct gguf_context *      gguf;
+    char *                           problem;
+    size_t                           n_problem;
 };
 
 #define FAIL(reader, ...) (snprintf((reader)->problem, (reader)->n_problem, __VA_ARGS__), false)
 
-static const char * type_name(const struct gguf_metadata_value * v) {
-    static const char * const names[] = { "u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64",
-                                          "i64", "f64" };
-    return v->type >= 0 && v->type < (int) (sizeof(names) / sizeof(names[0])) ? names[v->type] : "unknown";
-}
-
 // *found tells whether the key is there; false: it is, and has another type
-static bool get(struct reader * r, const char * key, int type, bool array, struct gguf_metadata_value * v, bool * found) {
-    const enum gguf_metadata_found result = gguf_metadata_get(r->api, r->gguf, key, v);
-    *found = result == GGUF_METADATA_FOUND;
-    if (result == GGUF_METADATA_ABSENT || (*found && v->type == type && v->array == array)) {
+static bool get(struct reader * r, const char * key, int type, bool array, struct ropebend_metadata_value * v,
+                bool * found) {
+    const enum ropebend_metadata_found result = ropebend_metadata_get(r->api, r->gguf, key, v);
+    *found                                    = result == ROPEBEND_METADATA_FOUND;
+    if (result == ROPEBEND_METADATA_ABSENT || (*found && v->type == type && v->array == array)) {
         return true;
     }
-    struct gguf_metadata_value expected = { .type = type };
-    return FAIL(r, "%s: expected %s%s, got %s%s", key, array ? "an array of " : "a ", type_name(&expected),
-                *found && !v->array ? "a " : "an array of ", *found ? type_name(v) : "strings");
+    return FAIL(r, "%s: expected %s%s, got %s%s", key, array ? "an array of " : "a ",
+                ropebend_gguf_name((unsigned) type), *found && !v->array ? "a " : "an array of ",
+                *found ? ropebend_gguf_name((unsigned) v->type) : "strings");
 }
 
 static bool get_u32(struct reader * r, const char * key, uint32_t * value, bool * found) {
-    struct gguf_metadata_value v;
-    if (!get(r, key, GGUF_U32, false, &v, found)) {
+    struct ropebend_metadata_value v;
+    if (!get(r, key, ROPEBEND_GGUF_U32, false, &v, found)) {
         return false;
     }
     if (*found) {
@@ -65,25 +60,25 @@ static bool need_u32(struct reader * r, const char * arch, const char * name, ui
     return get_u32(r, key, value, &found) && (found || FAIL(r, "%s: missing", key));
 }
 
-static bool read_method(struct reader * r, struct scaled_file * f) {
-    struct gguf_metadata_value v;
-    bool                       found;
-    if (!get(r, KEY_METHOD, GGUF_STR, false, &v, &found)) {
+static bool read_method(struct reader * r, struct ropebend_file * f) {
+    struct ropebend_metadata_value v;
+    bool                           found;
+    if (!get(r, KEY_METHOD, ROPEBEND_GGUF_STR, false, &v, &found)) {
         return false;
     }
     if (found) {
         int i = 0;
-        while (i < N_METHODS && strcmp(v.data, scaled_method_names[i]) != 0) {
+        while (i < ROPEBEND_N_METHODS && strcmp(v.data, ropebend_method_names[i]) != 0) {
             i++;
         }
-        if (i == N_METHODS) {
+        if (i == ROPEBEND_N_METHODS) {
             return FAIL(r, "%s: expected one of none, linear, ntk, dynamic-ntk, yarn, got '%.40s'", KEY_METHOD,
                         (const char *) v.data);
         }
-        f->method = (enum scaled_method) i;
+        f->method = (enum ropebend_method) i;
     }
     f->factor = 1.0f;
-    if (!get(r, KEY_FACTOR, GGUF_F32, false, &v, &found)) {
+    if (!get(r, KEY_FACTOR, ROPEBEND_GGUF_F32, false, &v, &found)) {
         return false;
     }
     if (found) {
@@ -92,16 +87,16 @@ static bool read_method(struct reader * r, struct scaled_file * f) {
     if (!(f->factor >= 1.0f && f->factor <= MAX_SCALE)) {
         return FAIL(r, "%s: expected a number in [1, 1000], got %g", KEY_FACTOR, (double) f->factor);
     }
-    if (f->method == METHOD_NONE && f->factor != 1.0f) {
+    if (f->method == ROPEBEND_METHOD_NONE && f->factor != 1.0f) {
         return FAIL(r, "%s: method none has factor 1, got %g", KEY_FACTOR, (double) f->factor);
     }
     return true;
 }
 
-static bool read_scales(struct reader * r, struct scaled_file * f) {
-    struct gguf_metadata_value v;
-    bool                       found;
-    if (!get(r, KEY_LAYER_SCALE, GGUF_F32, true, &v, &found)) {
+static bool read_scales(struct reader * r, struct ropebend_file * f) {
+    struct ropebend_metadata_value v;
+    bool                           found;
+    if (!get(r, KEY_LAYER_SCALE, ROPEBEND_GGUF_F32, true, &v, &found)) {
         return false;
     }
     if (v.n != f->n_layer || f->n_layer == 0) {
@@ -121,24 +116,24 @@ static bool read_scales(struct reader * r, struct scaled_file * f) {
     return true;
 }
 
-static bool read_all(struct reader * r, struct scaled_file * f) {
-    uint32_t                   version = 0;
-    struct gguf_metadata_value v;
-    bool                       found;
+static bool read_all(struct reader * r, struct ropebend_file * f) {
+    uint32_t                       version = 0;
+    struct ropebend_metadata_value v;
+    bool                           found;
     if (!get_u32(r, KEY_VERSION, &version, &found)) {
         return false;
     }
     if (version != 1) {
         return FAIL(r, "%s: expected 1, got %u; a newer ropebend may read it", KEY_VERSION, version);
     }
-    if (!get(r, "general.architecture", GGUF_STR, false, &v, &found)) {
+    if (!get(r, "general.architecture", ROPEBEND_GGUF_STR, false, &v, &found)) {
         return false;
     }
     if (!found) {
         return FAIL(r, "general.architecture: missing");
     }
     const char * arch    = v.data;
-    const char * refusal = architecture_refusal(arch);
+    const char * refusal = ropebend_architecture_refusal(arch);
     if (refusal != NULL) {
         return FAIL(r, "general.architecture: '%.40s' %s", arch, refusal);
     }
@@ -146,7 +141,7 @@ static bool read_all(struct reader * r, struct scaled_file * f) {
         !get_u32(r, KEY_N_CTX_ORIG, &f->n_ctx_orig, &found)) {
         return false;
     }
-    const bool from_model = !found && (f->method == METHOD_DYNAMIC_NTK || f->method == METHOD_YARN);
+    const bool from_model = !found && (f->method == ROPEBEND_METHOD_DYNAMIC_NTK || f->method == ROPEBEND_METHOD_YARN);
     if (from_model && !need_u32(r, arch, "context_length", &f->n_ctx_orig)) {
         return false;
     }
@@ -157,36 +152,37 @@ static bool read_all(struct reader * r, struct scaled_file * f) {
     return true;
 }
 
-enum scaled_file_found scaled_file_read(const struct ggml_api * api, const struct gguf_context * gguf, const char * path,
-                                        struct scaled_file ** file, char * problem, size_t n_problem) {
+enum ropebend_file_found ropebend_file_read(const struct ropebend_ggml_api * api, const struct gguf_context * gguf,
+                                            const char * path, struct ropebend_file ** file, char * problem,
+                                            size_t n_problem) {
     if (api->gguf_find_key(gguf, KEY_LAYER_SCALE) < 0) {
         for (int64_t i = 0, n = api->gguf_get_n_kv(gguf); i < n; i++) {
             const char * key = api->gguf_get_key(gguf, i);
             if (strncmp(key, PREFIX, strlen(PREFIX)) == 0) {
                 snprintf(problem, n_problem, "%s: missing, although %.60s is present", KEY_LAYER_SCALE, key);
-                return SCALED_FILE_WRONG;
+                return ROPEBEND_FILE_WRONG;
             }
         }
-        return SCALED_FILE_NONE;
+        return ROPEBEND_FILE_NONE;
     }
-    struct reader        reader = { api, gguf, problem, n_problem };
-    struct scaled_file * f      = calloc(1, sizeof(*f));
+    struct reader          reader = { api, gguf, problem, n_problem };
+    struct ropebend_file * f      = calloc(1, sizeof(*f));
     if (f == NULL || (f->path = strdup(path)) == NULL) {
         snprintf(problem, n_problem, "out of memory");
     } else if (read_all(&reader, f)) {
         *file = f;
-        return SCALED_FILE_FOUND;
+        return ROPEBEND_FILE_FOUND;
     }
-    scaled_file_free(f);
-    return SCALED_FILE_WRONG;
+    ropebend_file_free(f);
+    return ROPEBEND_FILE_WRONG;
 }
 
-void scaled_file_free(struct scaled_file * file) {
+void ropebend_file_free(struct ropebend_file * file) {
     if (file == NULL) {
         return;
     }
     while (file->plans != NULL) {
-        struct scaled_plan * next = file->plans->next;
+        struct ropebend_file_plan * next = file->plans->next;
         free(file->plans->plan.layers);
         free(file->plans);
         file->plans = next;
@@ -196,7 +192,7 @@ void scaled_file_free(struct scaled_file * file) {
     free(file);
 }
 
-bool scaled_file_equal(const struct scaled_file * a, const struct scaled_file * b) {
+bool ropebend_file_equal(const struct ropebend_file * a, const struct ropebend_file * b) {
     return strcmp(a->path, b->path) == 0 && a->n_layer == b->n_layer && a->method == b->method &&
            a->factor == b->factor && a->n_ctx_orig == b->n_ctx_orig &&
            memcmp(a->layer_scale, b->layer_scale, a->n_layer * sizeof(float)) == 0;
@@ -223,27 +219,27 @@ static double dynamic_factor(double factor, double n_ctx_orig, double length) {
     return fmax(1.0, factor * bucket / n_ctx_orig - (factor - 1.0));
 }
 
-const struct scaled_plan * scaled_file_plan(struct scaled_file * file, uint32_t length) {
-    if (file->method != METHOD_DYNAMIC_NTK) {
+const struct ropebend_file_plan * ropebend_file_plan(struct ropebend_file * file, uint32_t length) {
+    if (file->method != ROPEBEND_METHOD_DYNAMIC_NTK) {
         length = 0;
     }
-    for (const struct scaled_plan * p = file->plans; p != NULL; p = p->next) {
+    for (const struct ropebend_file_plan * p = file->plans; p != NULL; p = p->next) {
         if (p->length == length) {
             return p;
         }
     }
-    struct scaled_plan *     p      = calloc(1, sizeof(*p));
-    struct rope_plan_layer * layers = calloc(file->n_layer, sizeof(*layers));
+    struct ropebend_file_plan *  p      = calloc(1, sizeof(*p));
+    struct ropebend_plan_layer * layers = calloc(file->n_layer, sizeof(*layers));
     if (p == NULL || layers == NULL) {
         free(p);
         free(layers);
         return NULL;
     }
     double factor = shortest(file->factor);
-    if (file->method == METHOD_DYNAMIC_NTK) {
+    if (file->method == ROPEBEND_METHOD_DYNAMIC_NTK) {
         factor = dynamic_factor(factor, file->n_ctx_orig, length);
     }
-    const bool by_base = file->method == METHOD_NTK || file->method == METHOD_DYNAMIC_NTK;
+    const bool by_base = file->method == ROPEBEND_METHOD_NTK || file->method == ROPEBEND_METHOD_DYNAMIC_NTK;
     for (uint32_t i = 0; i < file->n_layer; i++) {
         const float stretch    = (float) (factor * shortest(file->layer_scale[i]));
         layers[i].stretch      = by_base ? 1.0f : stretch;
@@ -253,7 +249,7 @@ const struct scaled_plan * scaled_file_plan(struct scaled_file * file, uint32_t 
     p->length       = length;
     p->plan.n_layer = file->n_layer;
     p->plan.layers  = layers;
-    if (file->method == METHOD_YARN) {
+    if (file->method == ROPEBEND_METHOD_YARN) {
         p->plan.yarn_factor     = (float) factor;
         p->plan.yarn_n_ctx_orig = (int32_t) file->n_ctx_orig;
     }

@@ -5,42 +5,50 @@
 
 #include "rope_plan.h"
 
-enum scaled_method { METHOD_NONE, METHOD_LINEAR, METHOD_NTK, METHOD_DYNAMIC_NTK, METHOD_YARN, N_METHODS };
+enum ropebend_method {
+    ROPEBEND_METHOD_NONE,
+    ROPEBEND_METHOD_LINEAR,
+    ROPEBEND_METHOD_NTK,
+    ROPEBEND_METHOD_DYNAMIC_NTK,
+    ROPEBEND_METHOD_YARN,
+    ROPEBEND_N_METHODS
+};
 
-extern const char * const scaled_method_names[N_METHODS];
+extern const char * const ropebend_method_names[ROPEBEND_N_METHODS];
 
 // The plan of a file for sequences of up to `length` tokens. Only dynamic-ntk depends on it; elsewhere it is 0.
-struct scaled_plan {
-    const struct scaled_file * file;
-    uint32_t                   length;
-    struct rope_plan           plan;
-    struct scaled_plan *       next;
+struct ropebend_file_plan {
+    const struct ropebend_file * file;
+    uint32_t                     length;
+    struct ropebend_plan         plan;
+    struct ropebend_file_plan *  next;
 };
 
-struct scaled_file {
-    char *               path;
-    uint32_t             n_layer;
-    float *              layer_scale; // [n_layer]
-    enum scaled_method   method;
-    float                factor;
-    uint32_t             n_ctx_orig;
-    struct scaled_plan * plans;       // made so far
-    bool                 loaded;      // weights of the file are in some buffer
-    bool                 applied;     // some graph was patched
+struct ropebend_file {
+    char *                      path;
+    uint32_t                    n_layer;
+    float *                     layer_scale; // [n_layer]
+    enum ropebend_method        method;
+    float                       factor;
+    uint32_t                    n_ctx_orig;
+    struct ropebend_file_plan * plans;   // made so far
+    bool                        loaded;  // weights of the file are in some buffer
+    bool                        applied; // some graph was patched
 };
 
-enum scaled_file_found { SCALED_FILE_NONE, SCALED_FILE_FOUND, SCALED_FILE_WRONG };
+enum ropebend_file_found { ROPEBEND_FILE_NONE, ROPEBEND_FILE_FOUND, ROPEBEND_FILE_WRONG };
 
 // Read our keys. FOUND: *file is new and the caller's. WRONG: the keys do not fit this file; `problem` names the key, the
 // value and what was expected.
-enum scaled_file_found scaled_file_read(const struct ggml_api * api, const struct gguf_context * gguf, const char * path,
-                                        struct scaled_file ** file, char * problem, size_t n_problem);
+enum ropebend_file_found ropebend_file_read(const struct ropebend_ggml_api * api, const struct gguf_context * gguf,
+                                            const char * path, struct ropebend_file ** file, char * problem,
+                                            size_t n_problem);
 
-void scaled_file_free(struct scaled_file * file);
+void ropebend_file_free(struct ropebend_file * file);
 
-bool scaled_file_equal(const struct scaled_file * a, const struct scaled_file * b); // same path, same scales
+bool ropebend_file_equal(const struct ropebend_file * a, const struct ropebend_file * b); // same path, same scales
 
 // The plan for `length` tokens; lives as long as the file. NULL: out of memory.
-const struct scaled_plan * scaled_file_plan(struct scaled_file * file, uint32_t length);
+const struct ropebend_file_plan * ropebend_file_plan(struct ropebend_file * file, uint32_t length);
 
 #endif

@@ -38,21 +38,21 @@ static void first_step(struct run * runs, int n_run) {
 
 static void start(struct run * r, const char * path, int n_ctx, float freq_scale) {
     struct llama_model_params mparams = llama_model_default_params();
-    r->model = llama_model_load_from_file(path, mparams);
+    r->model                          = llama_model_load_from_file(path, mparams);
     if (r->model == NULL) {
         exit(3);
     }
     struct llama_context_params cparams = llama_context_default_params();
-    cparams.n_ctx           = (uint32_t) n_ctx;
-    cparams.n_batch         = 64;
-    cparams.n_ubatch        = 64;
-    cparams.n_threads       = 1;
-    cparams.n_threads_batch = 1;
+    cparams.n_ctx                       = (uint32_t) n_ctx;
+    cparams.n_batch                     = 64;
+    cparams.n_ubatch                    = 64;
+    cparams.n_threads                   = 1;
+    cparams.n_threads_batch             = 1;
 #ifndef NO_FLASH_ATTN_TYPE // llama.cpp of 2025: a bool, off unless asked for
     cparams.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
 #endif
     cparams.rope_freq_scale = freq_scale;
-    r->ctx = llama_init_from_model(r->model, cparams);
+    r->ctx                  = llama_init_from_model(r->model, cparams);
     if (r->ctx == NULL) {
         exit(3);
     }

@@ -1,6 +1,6 @@
 // Feeds damaged GGUF files to the metadata reader: metadata_fuzz LIBGGML RUNS SEED FILE...
 // Build with sanitizers. Every run takes one of the files, damages it in one to eight places, has llama.cpp read it
-// and then reads every value through gguf_metadata_get to its last byte. Prints the number of files that were accepted.
+// and then reads every value through ropebend_metadata_get to its last byte. Prints the number of files that were accepted.
 
 #define _GNU_SOURCE // memfd_create
 #include "ggml_layout.h"
@@ -15,9 +15,9 @@
 
 #define MAX_SIZE 65536
 
-static struct ggml_api api;
-static uint64_t        state;
-static volatile char   sink;
+static struct ropebend_ggml_api api;
+static uint64_t                 state;
+static volatile char            sink;
 
 static void * find(void * user, const char * name) {
     return dlsym(user, name);
@@ -31,8 +31,10 @@ static uint64_t next_random(void) { // xorshift64
 }
 
 static size_t damage(unsigned char * data, size_t size) {
-    static const uint64_t extremes[] = { 0, 1, 7, 8, 9, 12, 13, 255, 0x7fffffff, 0xffffffff, 1ull << 32, 1ull << 60,
-                                         1ull << 61, 1ull << 62, 1ull << 63, UINT64_MAX, UINT64_MAX - 7 };
+    static const uint64_t extremes[] = {
+        0,          1,          7,          8,          9,          12,         13,         255,           0x7fffffff,
+        0xffffffff, 1ull << 32, 1ull << 60, 1ull << 61, 1ull << 62, 1ull << 63, UINT64_MAX, UINT64_MAX - 7
+    };
     for (uint64_t n = next_random() % 8 + 1; n > 0 && size > 0; n--) {
         const size_t at = next_random() % size;
         switch (next_random() % 6) {
@@ -67,21 +69,20 @@ static void touch(const void * data, size_t n) {
 }
 
 static bool read_all(const char * path) {
-    static const size_t   sizes[] = { 1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8 }; // by enum gguf_metadata_type
-    struct gguf_context * gguf    = api.gguf_init_from_file(path, (struct gguf_init_params){ true, NULL });
+    struct gguf_context * gguf = api.gguf_init_from_file(path, (struct gguf_init_params) { true, NULL });
     if (gguf == NULL) {
         return false;
     }
     const int64_t n = api.gguf_get_n_kv(gguf);
     for (int64_t i = 0; i < n; i++) {
-        struct gguf_metadata_value value;
-        if (gguf_metadata_get(&api, gguf, api.gguf_get_key(gguf, i), &value) != GGUF_METADATA_FOUND) {
+        struct ropebend_metadata_value value;
+        if (ropebend_metadata_get(&api, gguf, api.gguf_get_key(gguf, i), &value) != ROPEBEND_METADATA_FOUND) {
             continue;
         }
-        if (value.type == GGUF_STR) {
+        if (value.type == ROPEBEND_GGUF_STR) {
             touch(value.data, strlen(value.data) + 1);
         } else {
-            touch(value.data, value.n * sizes[value.type]);
+            touch(value.data, value.n * ropebend_gguf_size((unsigned) value.type));
         }
     }
     api.gguf_free(gguf);
@@ -100,7 +101,7 @@ int main(int argc, char ** argv) {
         return 2;
     }
     void *       lib     = dlopen(argv[1], RTLD_NOW);
-    const char * missing = lib == NULL ? argv[1] : ggml_api_load(&api, find, lib);
+    const char * missing = lib == NULL ? argv[1] : ropebend_ggml_api_load(&api, find, lib);
     const int    fd      = memfd_create("gguf", 0);
     char         path[64];
     if (missing != NULL || fd < 0) {

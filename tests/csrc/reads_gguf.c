@@ -26,7 +26,8 @@ int main(int argc, char ** argv) {
     pthread_t      thread;
     void *         found = NULL;
     if (argc != 2 || pthread_attr_init(&small) != 0 || pthread_attr_setstacksize(&small, STACK_SIZE) != 0 ||
-        pthread_create(&thread, &small, read_magic, argv[1]) != 0 || pthread_join(thread, &found) != 0 || found == NULL) {
+        pthread_create(&thread, &small, read_magic, argv[1]) != 0 || pthread_join(thread, &found) != 0 ||
+        found == NULL) {
         return 3;
     }
     printf("read %.4s\n", magic);
