@@ -38,7 +38,7 @@ from search import kv_spec
 from ropebend import Context, LayerScaling, Model
 from ropebend.entry import run_app
 from ropebend.errors import RopebendError, UsageError
-from ropebend.model import available_threads
+from ropebend.runtime import available_threads
 from ropebend.native import captured_log
 from ropebend.runtime import Runtime
 from ropebend.search import Listener, SearchSpec, run_search

@@ -13,7 +13,8 @@ from ropebend.errors import FileError, RopebendError, ScalesError, UsageError
 
 if TYPE_CHECKING:
     from ropebend.llama import Llama
-    from ropebend.model import Context, Model
+    from ropebend.context import Context
+    from ropebend.model import Model
     from ropebend.rope_method import RopeMethod
     from ropebend.scaling import LayerScaling
 
@@ -33,7 +34,7 @@ __all__ = [
 
 #: Loaded on first use: the command line shall not wait for numpy, nor the converter for llama.cpp.
 _LAZY = {
-    "Context": "ropebend.model",
+    "Context": "ropebend.context",
     "LayerScaling": "ropebend.scaling",
     "Llama": "ropebend.llama",
     "Model": "ropebend.model",

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from ropebend import _native
 from ropebend.errors import RopebendError
-from ropebend.model import Context, Model, check_supported
+from ropebend.context import Context
+from ropebend.model import Model, check_supported
 from ropebend.native import layout
 from ropebend.reference import RopeParams, largest_angle, rope, scaled
 from ropebend.scaling import LayerScaling

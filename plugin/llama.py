@@ -19,38 +19,31 @@ from llama_cpp.llama_cache import BaseLlamaCache
 from ropebend.errors import RopebendError
 from ropebend.model import check_supported, chosen_scaling
 from ropebend.model_info import ModelInfo
-from ropebend.native import Hook, turns_keys
+from ropebend.native import Hook
 from ropebend.scaling import LayerScaling
 
 
 class _HookedContext(_internals.LlamaContext):  # type: ignore[misc]
-    """LlamaContext that checks after each decode that every rope node was patched."""
+    """LlamaContext that tells the hook of decodes, shifts and clearing."""
 
     hook: Hook
-    rope_layers: Sequence[int] = ()
-    shift_pending = False
 
     def decode(self, batch: Any) -> None:
-        shifted, self.shift_pending = self.shift_pending, False
-        if shifted:
-            self.hook.reset_counts()
+        self.hook.before_decode()
         decoded = False
         try:
             super().decode(batch)
             decoded = True
         finally:
-            self.hook.check()
-            if shifted:  # llama.cpp shifts before it looks for free cells: also where the decode fails
-                self.shift_pending = not self.hook.check_shift(self.rope_layers, decoded=decoded)
+            self.hook.after_decode(decoded=decoded)
 
     def kv_cache_seq_shift(self, seq_id: int, p0: int, p1: int, shift: int) -> None:
-        turns = turns_keys(self.memory, seq_id, p0, p1, shift)
+        self.hook.before_shift(self.memory, seq_id, p0, p1, shift)
         super().kv_cache_seq_shift(seq_id, p0, p1, shift)
-        self.shift_pending = self.shift_pending or turns
 
     def kv_cache_clear(self) -> None:
         super().kv_cache_clear()
-        self.shift_pending = False
+        self.hook.forget_shift()
 
 
 class _PlanCache(BaseLlamaCache):  # type: ignore[misc]
@@ -127,7 +120,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._hook.reset_counts()
         self._batch.set_batch(batch=[max(self.token_bos(), 0)], n_past=0, logits_all=False)
         self._ctx.decode(self._batch)
-        self._ctx.rope_layers = [i for i, n in enumerate(self._hook.qk_nodes()) if n > 0]
+        self._hook.learn_layers()
         self._ctx.kv_cache_clear()
 
     def set_scaling(self, scaling: LayerScaling | str | None) -> None:
@@ -149,7 +142,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self.reset()
         self.set_cache(self._user_cache)
         self._warm_up()
-        if scaling is not None and not self._ctx.rope_layers:
+        if scaling is not None and not self._hook.rope_layers:
             raise RopebendError(f"{self.model_path}: the graph has no rope node, layer scales would have no effect")
 
     def set_cache(self, cache: BaseLlamaCache | None) -> None:
@@ -168,13 +161,13 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if getattr(state, "ropebend_plan", "0") != self._plan_hash:
             raise RopebendError("this state was saved under other layer scales; its keys are rotated differently")
         super().load_state(state)
-        self._ctx.shift_pending = False  # the cells are new
+        self._hook.forget_shift()  # the cells are new
 
     def reset(self) -> None:
         """As in llama-cpp-python."""
         super().reset()
         if self._is_recurrent or self._is_hybrid:  # then it has cleared the cache, past the context's own method
-            self._ctx.shift_pending = False
+            self._hook.forget_shift()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "scaling": self.scaling}

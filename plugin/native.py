@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,18 @@ def layout() -> dict[str, int]:
 
 
 class Hook:
-    """The graph callback of one context, and the plan it applies.  Must outlive the context."""
+    """The graph callback of one context, the plan it applies, and whether a K-shift is still to come.
+
+    Must outlive the context.  rope_layers: the layers that rotate, known after `learn_layers`.
+    """
 
     def __init__(self, n_layer: int):
         layout()
         self._hook = _native.Hook(n_layer)
         self.n_layer = n_layer
         self.active = False
+        self.rope_layers: list[int] = []
+        self._shift_pending = False
 
     def install(self, params: Any) -> None:
         """Set cb_eval and its user data in a ``llama_context_params``."""
@@ -85,33 +90,52 @@ class Hook:
         """Rope nodes over the K cache (a pending shift) seen per layer since `reset_counts`."""
         return self._hook.n_shift
 
-    def check(self) -> None:
-        """Raise RopebendError if a rope node was met that could not be patched while a plan was set."""
-        if self.active and self._hook.problem is not None:
-            raise RopebendError(f"{self._hook.problem}; its scale cannot be applied, so this model is refused")
+    def learn_layers(self) -> None:
+        """Take the layers seen since `reset_counts` (a warm-up decode) for those that rotate."""
+        self.rope_layers = [layer for layer, n in enumerate(self.qk_nodes()) if n > 0]
 
-    def check_shift(self, rope_layers: Sequence[int], *, decoded: bool) -> bool:
-        """See whether the pending K-shift was patched in every rope layer, by the nodes seen since `reset_counts`.
+    # ---- around llama_decode and llama_memory_seq_add
 
-        False if it is still to come: llama.cpp may refuse a batch (`decoded` False) before it shifts.  Raises
-        RopebendError if a plan is set and some layer saw no shift node; more than one is right where a layer has
-        more than one K cache.
+    def before_shift(self, memory: Any, seq: int, p0: int, p1: int, delta: int) -> None:
+        """To be called before ``llama_memory_seq_add`` with the same arguments: its keys turn at the next decode."""
+        self._shift_pending = self._shift_pending or _turns_keys(memory, seq, p0, p1, delta)
+
+    def forget_shift(self) -> None:
+        """To be called when the cache is cleared or replaced: no shift is pending."""
+        self._shift_pending = False
+
+    def before_decode(self) -> None:
+        """To be called before ``llama_decode``."""
+        if self._shift_pending:
+            self.reset_counts()
+
+    def after_decode(self, *, decoded: bool) -> None:
+        """To be called after ``llama_decode``; decoded: it succeeded.
+
+        Raises RopebendError if a plan is set and a rope node could not be patched, or some layer saw no node of the
+        pending K-shift; more than one is right where a layer has more than one K cache.
         """
+        shifted, self._shift_pending = self._shift_pending, False
         if not self.active:
-            return True
+            return
+        problem = self._hook.problem
+        if problem is not None:
+            raise RopebendError(f"{problem}; its scale cannot be applied, so this model is refused")
+        if not shifted:
+            return
         seen = self.shift_nodes()
-        if not decoded and not any(seen):
-            return False
-        wrong = [layer for layer in rope_layers if seen[layer] == 0]
+        if not decoded and not any(seen):  # llama.cpp may refuse a batch before it shifts
+            self._shift_pending = True
+            return
+        wrong = [layer for layer in self.rope_layers if seen[layer] == 0]
         if wrong:
             raise RopebendError(
                 f"the K-shift was not patched in layer {wrong[0]}: no rope node seen; "
                 "cached keys are wrong now, clear the cache"
             )
-        return True
 
 
-def turns_keys(memory: Any, seq: int, p0: int, p1: int, delta: int) -> bool:
+def _turns_keys(memory: Any, seq: int, p0: int, p1: int, delta: int) -> bool:
     """True if ``llama_memory_seq_add`` of these positions makes llama.cpp turn cached keys at the next decode."""
     first, last = lib.llama_memory_seq_pos_min(memory, seq), lib.llama_memory_seq_pos_max(memory, seq)
     end = p1 if p1 >= 0 else last + 1

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from ropebend.errors import UsageError
 
 #: Types of the KV cache that llama.cpp's programs offer.
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
+#: ggml's numbers of these types.
+CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 
 MAX_THREADS = 512  # GGML_MAX_N_THREADS, the size of ggml's arrays
 
@@ -37,3 +42,17 @@ class Runtime:
     def context(self) -> dict[str, Any]:
         """The part that makes a `Context`, as its keywords; the rest is the model's."""
         return {k: v for k, v in asdict(self).items() if k != "n_gpu_layers"}
+
+
+def available_threads() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cache_type(name: str) -> int:
+    """ggml's number of a type of KV cache.  Raises UsageError for one that there is not."""
+    if name not in CACHE_TYPES:
+        raise UsageError(f"cache type: expected one of {', '.join(CACHE_TYPES)}, got {name!r}")
+    return CACHE_TYPES[name]

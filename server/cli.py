@@ -22,7 +22,7 @@ log = logging.getLogger("ropebend.server")
 
 
 class CacheType(str, Enum):
-    """`ropebend.model.CACHE_TYPES`, as choices of a flag."""
+    """`ropebend.runtime.CACHE_TYPES`, as choices of a flag."""
 
     f32 = "f32"
     f16 = "f16"

@@ -14,8 +14,7 @@ import typer
 
 from ropebend.cli import options as o
 from ropebend.errors import RopebendError
-from ropebend.model import available_threads
-from ropebend.runtime import Runtime
+from ropebend.runtime import Runtime, available_threads
 from ropebend.tasks.task import RetrievalTask
 
 if TYPE_CHECKING:

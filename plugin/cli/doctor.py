@@ -22,7 +22,8 @@ def doctor(
 
     import ropebend
     from ropebend.doctor import examine, shift_obstacle
-    from ropebend.model import Model, cache_type
+    from ropebend.runtime import cache_type
+    from ropebend.model import Model
 
     print(
         f"ropebend {ropebend.__version__}, llama-cpp-python {llama_cpp.__version__}, Python {platform.python_version()}"

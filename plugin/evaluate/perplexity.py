@@ -8,7 +8,8 @@ from scipy.special import logsumexp
 
 from ropebend.evaluate.evaluation import Row
 from ropebend.evaluate.evaluator import Evaluator
-from ropebend.model import Batch, Context, Model
+from ropebend.context import Batch, Context
+from ropebend.model import Model
 from ropebend.runtime import Runtime
 from ropebend.tasks.task import TextTask
 

@@ -24,7 +24,8 @@ from scipy.special import logsumexp
 from ropebend.errors import RopebendError
 from ropebend.evaluate.evaluation import Row
 from ropebend.evaluate.evaluator import Evaluator
-from ropebend.model import Batch, Context, Model
+from ropebend.context import Batch, Context
+from ropebend.model import Model
 from ropebend.runtime import Runtime
 from ropebend.tasks.task import Question, RetrievalTask
 

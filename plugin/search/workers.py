@@ -14,7 +14,7 @@ from dataclasses import replace
 import cloudpickle
 
 from ropebend.errors import RopebendError, UsageError
-from ropebend.model import available_threads
+from ropebend.runtime import available_threads
 from ropebend.search.worker import Bench, Done, Executor, Job, Worker
 
 

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ropebend.errors import RopebendError
-from ropebend.model import Context, Model
+from ropebend.context import Context
+from ropebend.model import Model
 from ropebend.plan import Plan
 from ropebend.server.engine.jobs import Cancelled, Done, Event, Failed, Generation, Job, QueueFull, Request, Unavailable
 from ropebend.server.engine.kv_pool import KVPool

@@ -13,7 +13,8 @@ import llama_cpp.llama_cpp as lib
 
 from ropebend import __version__
 from ropebend.errors import RopebendError
-from ropebend.model import Context, Model, scaling_for
+from ropebend.context import Context
+from ropebend.model import Model, scaling_for
 from ropebend.model_info import ModelInfo
 from ropebend.plan import Plan
 from ropebend.scaling import LayerScaling

@@ -123,9 +123,9 @@ def test_a_shift_that_was_cleared_is_forgotten(llm: Llama) -> None:
     state = llm.save_state()
     for forget in (lambda: llm.set_scaling(HALF), lambda: llm.load_state(state)):
         llm._ctx.kv_cache_seq_shift(0, 4, -1, 3)
-        assert llm._ctx.shift_pending
+        assert llm._hook._shift_pending
         forget()
-        assert not llm._ctx.shift_pending
+        assert not llm._hook._shift_pending
         text(llm)
 
 

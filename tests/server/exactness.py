@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ropebend.model import Context, Model
+from ropebend.context import Context
+from ropebend.model import Model
 from ropebend.scaling import LayerScaling
 
 EPSILON = {False: 0.01, True: 0.3}  # logits, by flash attention; the tiny model's are of size 10

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from ropebend.errors import RopebendError
-from ropebend.model import CACHE_TYPES, Batch, Context, Model
+from ropebend.context import Batch, Context
+from ropebend.runtime import CACHE_TYPES
+from ropebend.model import Model
 from ropebend.scaling import LayerScaling
 from ropebend.server.cli import CacheType
 from ropebend.server.engine.engine import Engine

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ropebend.errors import RopebendError
-from ropebend.model import Context, Model
+from ropebend.context import Context
+from ropebend.model import Model
 from ropebend.server.engine.sampling import MAX_NESTING, Sampler, Sampling, check_grammar
 
 

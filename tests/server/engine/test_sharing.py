@@ -15,7 +15,8 @@ from architecture_models import write_model as write_architecture
 from random_models import write_llama
 
 from ropebend.errors import RopebendError
-from ropebend.model import Context, Model
+from ropebend.context import Context
+from ropebend.model import Model
 from ropebend.rope_method import RopeMethod
 from ropebend.scaling import LayerScaling
 from ropebend.server.engine.engine import Engine

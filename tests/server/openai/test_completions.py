@@ -10,7 +10,8 @@ import numpy as np
 import openai
 import pytest
 
-from ropebend.model import Context, Model
+from ropebend.context import Context
+from ropebend.model import Model
 
 from ..conftest import N_CTX_TRAIN, N_EMBD, TOKEN, Server, counts, wait_for
 from ..exactness import EPSILON, is_equal, margin

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ropebend.model import Context, Model
+from ropebend.context import Context
+from ropebend.model import Model
 from ropebend.rope_method import RopeMethod
 from ropebend.scaling import LayerScaling
 
