@@ -27,6 +27,7 @@ lint: $(VENV)/.lint
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy -p ropebend
 	$(CC) -std=c11 -O2 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werror -fsyntax-only \
+	    -DPy_LIMITED_API=0x030A0000 \
 	    -Icsrc -isystem "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("include"))')" csrc/*.c
 
 format: $(VENV)/.lint

@@ -1,4 +1,4 @@
-"""The C code: the extension, and the preload library; all else is in pyproject.toml."""
+"""The C code: the extension, on the stable ABI (one wheel for all Pythons), and the preload library."""
 
 import os
 import sys
@@ -9,6 +9,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CORE = ["architectures", "ggml_layout", "gguf_metadata", "rope_plan"]
+MODULE = ["big_stack", "hook", "module", "py_hook", "py_metadata", "py_tokenize", "text_run"]
 PRELOAD = "ropebend.libropebend_preload"
 
 
@@ -32,8 +33,13 @@ def library(name: str, modules: list[str], **more: Any) -> Extension:
     )
 
 
-extensions = [library("ropebend._native", [*CORE, "module"])]
+limited = [("Py_LIMITED_API", "0x030A0000")]  # Python 3.10, as requires-python says
+extensions = [library("ropebend._native", [*CORE, *MODULE], define_macros=limited, py_limited_api=True)]
 if sys.platform == "linux":  # LD_PRELOAD; macOS has two-level names and would need another way
     preload = [*CORE, "gguf_scan", "graph_owner", "pointer_map", "preload", "scaled_file"]
     extensions.append(library(PRELOAD, preload, libraries=["dl", "m", "pthread"]))
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildExt})
+setup(
+    ext_modules=extensions,
+    cmdclass={"build_ext": BuildExt},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

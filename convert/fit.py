@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from ropebend import _native
 from ropebend.convert.gguf_file import GgufFile
 from ropebend.errors import RopebendError
 from ropebend.model_info import Header
-from ropebend.scaling import ARCHITECTURES_WITHOUT_ROPE, LayerScaling
+from ropebend.scaling import LayerScaling
 
 
 def fit(scaling: LayerScaling, source: GgufFile) -> LayerScaling:
@@ -17,7 +18,7 @@ def fit(scaling: LayerScaling, source: GgufFile) -> LayerScaling:
     header.check_is_model()
     arch = header.architecture
     # A model without RoPE need not have blocks; check_model says the more useful thing about it.
-    n_layer = scaling.n_layer if arch in ARCHITECTURES_WITHOUT_ROPE else header.count("block_count")
+    n_layer = scaling.n_layer if _native.architecture_refusal(arch) is not None else header.count("block_count")
     try:
         scaling.check_model(n_layer, arch, header.own_method)
     except RopebendError as e:

@@ -162,6 +162,7 @@ static struct rope_values planned(const struct rope_values * own, const struct r
     } else if (own->ext_factor != 0.0f && layer->stretch != 1.0f) {
         v.attn_factor = own->attn_factor * yarn_gain(own->freq_scale) / yarn_gain(v.freq_scale);
     }
+    v.attn_factor *= layer->attn_factor;
     if (is_shift) { // cached keys carry the magnitude already; llama.cpp's own shift would apply it again
         v.attn_factor = v.ext_factor != 0.0f ? 1.0f / yarn_gain(v.freq_scale) : 1.0f;
     }

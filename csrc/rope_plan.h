@@ -11,6 +11,7 @@
 struct ropebend_plan_layer {
     float stretch;      // divides freq_scale
     float base_stretch; // r in freq_base * r^(d/(d-2)), d = the node's n_dims (NTK-aware scaling)
+    float attn_factor;  // multiplies the node's own, and so cos and sin: the attention's logits by its square
 };
 
 struct ropebend_plan {

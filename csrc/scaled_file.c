@@ -244,6 +244,7 @@ const struct ropebend_file_plan * ropebend_file_plan(struct ropebend_file * file
         const float stretch    = (float) (factor * shortest(file->layer_scale[i]));
         layers[i].stretch      = by_base ? 1.0f : stretch;
         layers[i].base_stretch = by_base ? stretch : 1.0f;
+        layers[i].attn_factor  = 1.0f;
     }
     p->file         = file;
     p->length       = length;

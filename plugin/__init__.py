@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ropebend.errors import FileError, RopebendError, ScalesError, UsageError
 
 if TYPE_CHECKING:
-    from ropebend.llama import Llama
     from ropebend.context import Context
+    from ropebend.llama import Llama
     from ropebend.model import Model
     from ropebend.rope_method import RopeMethod
     from ropebend.scaling import LayerScaling

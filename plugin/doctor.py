@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ropebend import _native
-from ropebend.errors import RopebendError
 from ropebend.context import Context
+from ropebend.errors import RopebendError
 from ropebend.model import Model, check_supported
 from ropebend.native import layout
 from ropebend.reference import RopeParams, largest_angle, rope, scaled

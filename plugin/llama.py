@@ -19,7 +19,7 @@ from llama_cpp.llama_cache import BaseLlamaCache
 from ropebend.errors import RopebendError
 from ropebend.model import check_supported, chosen_scaling
 from ropebend.model_info import ModelInfo
-from ropebend.native import Hook
+from ropebend.native import Hook, tokenize
 from ropebend.scaling import LayerScaling
 
 
@@ -91,12 +91,16 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._plan_hash = "0"
         self._user_cache: BaseLlamaCache | None = None
         super().__init__(*args, **kwargs)
+        self._model.tokenize = self._tokenize  # what every tokenizer of llama-cpp-python calls
         self._info = ModelInfo.read(self.model_path)
         self._hook = Hook(self._info.n_layer)
         if self.model_params.vocab_only:  # nothing is ever computed
             return
         self._rebuild_context()
         self.set_scaling(scaling)
+
+    def _tokenize(self, text: bytes, add_bos: bool, special: bool) -> list[int]:
+        return tokenize(self._model.vocab, text, add_bos, special)
 
     def _rebuild_context(self) -> None:
         self._ctx: Any

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from ropebend.errors import RopebendError
 from ropebend.model_info import ModelInfo
-from ropebend.native import captured_log, quiet_llama_log
+from ropebend.native import captured_log, quiet_llama_log, tokenize
 from ropebend.scaling import LayerScaling
 
 
@@ -98,16 +98,11 @@ class Model(Closing):
         return bool(lib.llama_vocab_is_eog(self._vocab, token))
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Tokens of `text`.  add_special: BOS/EOS as the model wants; parse_special: control tokens in the text."""
-        data = text.encode()
-        n = len(data) + 16
-        for _ in range(2):
-            buffer = (ctypes.c_int32 * n)()
-            got = lib.llama_tokenize(self._vocab, data, len(data), buffer, n, add_special, parse_special)
-            if got >= 0:
-                return list(buffer[:got])
-            n = -got
-        raise RopebendError(f"tokenising {len(data)} bytes failed")
+        """Tokens of `text`.  add_special: BOS/EOS as the model wants; parse_special: control tokens in the text.
+
+        Raises RopebendError for a text that holds half a surrogate pair, or more than 1 MiB without white space.
+        """
+        return tokenize(self._vocab, text, add_special, parse_special)
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes a token stands for; control tokens are empty unless `special`."""

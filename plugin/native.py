@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ import llama_cpp
 import llama_cpp._ggml
 import llama_cpp._logger
 import llama_cpp.llama_cpp as lib
+import numpy as np
+import numpy.typing as npt
 
 from ropebend import _native
 from ropebend.errors import RopebendError
@@ -76,7 +79,14 @@ class Hook:
         if plan is None:
             self._hook.clear_plan()
         else:
-            self._hook.set_plan(plan.stretch, plan.base_stretch, plan.yarn_factor, plan.yarn_n_ctx_orig)
+            n = self.n_layer
+            self._hook.set_plan(
+                _row(plan.stretch, n),
+                _row(plan.base_stretch, n),
+                _row(plan.attn_factor, n),
+                plan.yarn_factor,
+                plan.yarn_n_ctx_orig,
+            )
 
     def reset_counts(self) -> None:
         """Forget the nodes seen so far."""
@@ -135,6 +145,12 @@ class Hook:
             )
 
 
+def _row(values: npt.NDArray[np.float32], n_layer: int) -> bytes:
+    if values.dtype != np.float32 or values.shape != (n_layer,):
+        raise ValueError(f"expected float32 [{n_layer}], got {values.dtype} {list(values.shape)}")
+    return values.tobytes()
+
+
 def _turns_keys(memory: Any, seq: int, p0: int, p1: int, delta: int) -> bool:
     """True if ``llama_memory_seq_add`` of these positions makes llama.cpp turn cached keys at the next decode."""
     first, last = lib.llama_memory_seq_pos_min(memory, seq), lib.llama_memory_seq_pos_max(memory, seq)
@@ -148,24 +164,68 @@ def quiet_llama_log() -> None:
         llama_cpp._logger.logger.setLevel(logging.ERROR)
 
 
+class _Log(threading.local):
+    """What collects llama.cpp's lines in this thread, innermost last, and the level of the last line."""
+
+    def __init__(self) -> None:
+        self.collectors: list[tuple[tuple[int, ...], list[str]]] = []
+        self.level = 0
+
+
+_log = _Log()
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator]
+def _log_callback(level: int, text: bytes, user_data: Any) -> None:
+    if not _log.collectors:
+        llama_cpp._logger.llama_log_callback(level, text, user_data)
+        return
+    _log.level = _log.level if level == 5 else level  # 5 continues the line
+    levels, lines = _log.collectors[-1]
+    if _log.level in levels:
+        lines.append(text.decode(errors="replace").strip())
+
+
+@functools.cache
+def _install_log() -> None:
+    """Once a process, and never taken back: another thread may be on its way through the callback."""
+    lib.llama_log_set(_log_callback, None)
+
+
 @contextmanager
 def captured_log(levels: tuple[int, ...] = (3, 4)) -> Iterator[list[str]]:
-    """Collect llama.cpp's lines of these levels instead of printing anything; ggml.h: 1 debug, 3 warning, 4 error."""
+    """Collect what llama.cpp logs in this thread at these levels (ggml.h: 1 debug, 3 warning, 4 error).
+
+    Nothing that this thread logs is printed; other threads' lines go where they went before.
+    """
+    _install_log()
     lines: list[str] = []
-    level_now = 0
-
-    @lib.llama_log_callback  # type: ignore[untyped-decorator]
-    def collect(level: int, text: bytes, _user_data: Any) -> None:
-        nonlocal level_now
-        level_now = level_now if level == 5 else level  # 5 continues the line
-        if level_now in levels:
-            lines.append(text.decode(errors="replace").strip())
-
-    lib.llama_log_set(collect, None)
+    _log.collectors.append((levels, lines))
     try:
         yield lines
     finally:
-        lib.llama_log_set(llama_cpp._logger.llama_log_callback, None)
+        _log.collectors.pop()
+
+
+@functools.cache
+def _tokenize_address() -> int:
+    return int(ctypes.cast(lib._lib.llama_tokenize, ctypes.c_void_p).value or 0)
+
+
+def tokenize(vocab: Any, text: str | bytes, add_special: bool, parse_special: bool) -> list[int]:
+    """``llama_tokenize`` for any text; it alone overruns the stack on tens of thousands of letters without a blank.
+
+    vocab: a ``llama_vocab *``.  Raises RopebendError for a text that cannot be tokenised.
+    """
+    try:
+        data = text.encode() if isinstance(text, str) else text
+        address = ctypes.cast(vocab, ctypes.c_void_p).value or 0
+        tokens = _native.tokenize(_tokenize_address(), address, data, add_special, parse_special)
+    except UnicodeEncodeError as e:
+        raise RopebendError(f"the text is no Unicode: half a surrogate pair at character {e.start}") from None
+    except (ValueError, MemoryError) as e:
+        raise RopebendError(str(e)) from None
+    return np.frombuffer(tokens, np.int32).tolist()
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

@@ -19,9 +19,6 @@ from ropebend.validation import as_f32, check_scales
 if TYPE_CHECKING:
     from ropebend.plan import Plan
 
-#: Architectures that llama.cpp runs without RoPE (``llama_model_rope_type`` returns NONE).
-ARCHITECTURES_WITHOUT_ROPE = frozenset(_native.ARCHITECTURES_WITHOUT_ROPE)
-
 
 @dataclass(frozen=True)
 class LayerScaling:
@@ -68,13 +65,9 @@ class LayerScaling:
 
         own_method: the model's <architecture>.rope.scaling.type
         """
-        if architecture in ARCHITECTURES_WITHOUT_ROPE:
-            raise ScalesError(f"general.architecture: {architecture!r} has no RoPE, so there is nothing to scale")
-        if architecture in _native.ARCHITECTURES_WITH_SHARED_KEYS:
-            raise ScalesError(
-                f"general.architecture: {architecture!r} is not supported: some of its layers read the keys of "
-                "another layer"
-            )
+        refusal = _native.architecture_refusal(architecture)
+        if refusal is not None:
+            raise ScalesError(f"general.architecture: {architecture!r} {refusal}")
         if self.architecture is not None and self.architecture != architecture:
             raise ScalesError(
                 f"architecture: the scales were made for {self.architecture!r}, the model is {architecture!r}"

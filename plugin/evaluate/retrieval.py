@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
 
+from ropebend.context import Batch, Context
 from ropebend.errors import RopebendError
 from ropebend.evaluate.evaluation import Row
 from ropebend.evaluate.evaluator import Evaluator

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ropebend.errors import RopebendError
 from ropebend.context import Context
+from ropebend.errors import RopebendError
 from ropebend.model import Model
 from ropebend.plan import Plan
 from ropebend.server.engine.jobs import Cancelled, Done, Event, Failed, Generation, Job, QueueFull, Request, Unavailable

@@ -12,8 +12,8 @@ import llama_cpp
 import llama_cpp.llama_cpp as lib
 
 from ropebend import __version__
-from ropebend.errors import RopebendError
 from ropebend.context import Context
+from ropebend.errors import RopebendError
 from ropebend.model import Model, scaling_for
 from ropebend.model_info import ModelInfo
 from ropebend.plan import Plan

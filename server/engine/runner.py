@@ -9,7 +9,6 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
 
-from ropebend.errors import RopebendError
 from ropebend.context import Batch, Context
 from ropebend.plan import Plan
 from ropebend.server.engine.scheduler import Chunk, Step, Task

@@ -79,7 +79,7 @@ static void test_probe(void * lib) {
 }
 
 static void test_apply(struct ggml_context * ctx) {
-    struct ropebend_plan_layer layers[2] = { { 1.0f, 1.0f }, { 4.0f, 2.0f } };
+    struct ropebend_plan_layer layers[2] = { { 1.0f, 1.0f, 1.0f }, { 4.0f, 2.0f, 1.0f } };
     struct ropebend_plan       plan      = { 2, 0.0f, 0, layers };
     uint32_t                   layer     = 99;
 
@@ -117,7 +117,7 @@ static void test_apply(struct ggml_context * ctx) {
 }
 
 static void test_names(struct ggml_context * ctx) {
-    struct ropebend_plan_layer layers[2] = { { 2.0f, 1.0f }, { 2.0f, 1.0f } };
+    struct ropebend_plan_layer layers[2] = { { 2.0f, 1.0f, 1.0f }, { 2.0f, 1.0f, 1.0f } };
     struct ropebend_plan       plan      = { 2, 0.0f, 0, layers };
     uint32_t                   layer;
     static const char * const  unresolved[] = { "",      "-", "Qcur", "Qcur-", "Qcur-x", "Qcur-1x", "Qcur-9999999999",
@@ -142,7 +142,7 @@ static void test_names(struct ggml_context * ctx) {
 }
 
 static void test_many_values(struct ggml_context * ctx) {
-    struct ropebend_plan_layer layers[1] = { { 2.0f, 1.0f } };
+    struct ropebend_plan_layer layers[1] = { { 2.0f, 1.0f, 1.0f } };
     struct ropebend_plan       plan      = { 1, 0.0f, 0, layers };
     struct ggml_tensor *       node      = rope_node(ctx, "Qcur-0", 0.0f);
     uint32_t                   layer;
@@ -158,7 +158,7 @@ static void test_many_values(struct ggml_context * ctx) {
 }
 
 static void test_yarn_does_not_compose(struct ggml_context * ctx) {
-    struct ropebend_plan_layer layers[1] = { { 2.0f, 1.0f } };
+    struct ropebend_plan_layer layers[1] = { { 2.0f, 1.0f, 1.0f } };
     struct ropebend_plan       plan      = { 1, 4.0f, 512, layers };
     struct ggml_tensor *       a         = api.ggml_new_tensor_3d(ctx, 0, 64, 2, 3);
     struct ggml_tensor *       pos       = api.ggml_new_tensor_1d(ctx, 26, 3);

@@ -1,5 +1,6 @@
 """The C core under AddressSanitizer and UBSan, and the extension's own argument checks."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -101,10 +102,13 @@ def test_hook_refuses_silly_sizes(n: int) -> None:
 
 def test_hook_refuses_rows_of_another_shape_or_type() -> None:
     hook = Hook(3)
-    good = np.ones(3, np.float32)
-    for bad in (np.ones(2, np.float32), np.ones(3, np.float64), np.ones(6, np.float32)[::2]):
-        with pytest.raises((ValueError, BufferError)):
-            hook._hook.set_plan(bad, good, 0.0, 0)
-        with pytest.raises((ValueError, BufferError)):
-            hook._hook.set_plan(good, bad, 0.0, 0)
-    hook.set_plan(LayerScaling((1.0, 2.0, 3.0)).plan())
+    plan = LayerScaling((1.0, 2.0, 3.0)).plan()
+    for row in ("stretch", "base_stretch", "attn_factor"):
+        for bad in (np.ones(2, np.float32), np.ones(3, np.float64), np.ones((3, 1), np.float32)):
+            with pytest.raises(ValueError, match=r"expected float32 \[3\]"):
+                hook.set_plan(dataclasses.replace(plan, **{row: bad}))
+    rows = [plan.stretch.tobytes()] * 3
+    for i in range(3):
+        with pytest.raises(ValueError, match="three rows of 3 float32"):
+            hook._hook.set_plan(*rows[:i], rows[i][:-1], *rows[i + 1 :], 0.0, 0)
+    hook.set_plan(plan)

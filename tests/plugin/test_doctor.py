@@ -31,7 +31,7 @@ def test_scales_on_the_wrong_layers_are_found(plain: Model, monkeypatch: pytest.
     right = Hook.set_plan
 
     def backwards(self: Hook, plan: Plan | None) -> None:
-        right(self, plan and Plan(plan.stretch[::-1].copy(), plan.base_stretch))
+        right(self, plan and Plan(plan.stretch[::-1].copy(), plan.base_stretch, plan.attn_factor))
 
     monkeypatch.setattr(Hook, "set_plan", backwards)
     assert failed(examine(plain, n_threads=1)) == ["with a scale of its own for each layer, every output is numpy's"]

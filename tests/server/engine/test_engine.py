@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ropebend.errors import RopebendError
 from ropebend.context import Batch, Context
+from ropebend.errors import RopebendError
 from ropebend.runtime import CACHE_TYPES
 from ropebend.model import Model
 from ropebend.scaling import LayerScaling

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ropebend.errors import RopebendError
 from ropebend.context import Context
+from ropebend.errors import RopebendError
 from ropebend.model import Model
 from ropebend.server.engine.sampling import MAX_NESTING, Sampler, Sampling, check_grammar
 

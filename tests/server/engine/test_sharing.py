@@ -14,8 +14,8 @@ import pytest
 from architecture_models import write_model as write_architecture
 from random_models import write_llama
 
-from ropebend.errors import RopebendError
 from ropebend.context import Context
+from ropebend.errors import RopebendError
 from ropebend.model import Model
 from ropebend.rope_method import RopeMethod
 from ropebend.scaling import LayerScaling
