@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ropebend.context import Batch, Context
+from ropebend.errors import RopebendError
 from ropebend.plan import Plan
 from ropebend.server.engine.scheduler import Chunk, Step, Task
 from ropebend.server.engine.writer import EmbeddingWriter, TextWriter
