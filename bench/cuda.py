@@ -38,9 +38,8 @@ from search import kv_spec
 from ropebend import Context, LayerScaling, Model
 from ropebend.entry import run_app
 from ropebend.errors import RopebendError, UsageError
-from ropebend.runtime import available_threads
 from ropebend.native import captured_log
-from ropebend.runtime import Runtime
+from ropebend.runtime import Runtime, available_threads
 from ropebend.search import Listener, SearchSpec, run_search
 from ropebend.search.outcome import Cost, Generation
 

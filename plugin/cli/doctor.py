@@ -22,8 +22,8 @@ def doctor(
 
     import ropebend
     from ropebend.doctor import examine, shift_obstacle
-    from ropebend.runtime import cache_type
     from ropebend.model import Model
+    from ropebend.runtime import cache_type
 
     print(
         f"ropebend {ropebend.__version__}, llama-cpp-python {llama_cpp.__version__}, Python {platform.python_version()}"

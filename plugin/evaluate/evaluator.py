@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ropebend.evaluate.evaluation import Row
 from ropebend.context import Context
+from ropebend.evaluate.evaluation import Row
 from ropebend.model import Closing, Model
 from ropebend.scaling import LayerScaling
 from ropebend.tasks.task import Task

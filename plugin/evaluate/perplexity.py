@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
 
+from ropebend.context import Batch, Context
 from ropebend.evaluate.evaluation import Row
 from ropebend.evaluate.evaluator import Evaluator
-from ropebend.context import Batch, Context
 from ropebend.model import Model
 from ropebend.runtime import Runtime
 from ropebend.tasks.task import TextTask

@@ -25,7 +25,6 @@ from ropebend.context import Batch, Context
 from ropebend.errors import RopebendError
 from ropebend.evaluate.evaluation import Row
 from ropebend.evaluate.evaluator import Evaluator
-from ropebend.context import Batch, Context
 from ropebend.model import Model
 from ropebend.runtime import Runtime
 from ropebend.tasks.task import Question, RetrievalTask

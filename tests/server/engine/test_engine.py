@@ -13,8 +13,8 @@ import pytest
 
 from ropebend.context import Batch, Context
 from ropebend.errors import RopebendError
-from ropebend.runtime import CACHE_TYPES
 from ropebend.model import Model
+from ropebend.runtime import CACHE_TYPES
 from ropebend.scaling import LayerScaling
 from ropebend.server.cli import CacheType
 from ropebend.server.engine.engine import Engine
