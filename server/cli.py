@@ -13,9 +13,9 @@ import typer
 
 from ropebend.errors import RopebendError, UsageError
 from ropebend.runtime import MAX_THREADS
-from ropebend.server.engine.engine import Engine
-from ropebend.server.engine.loading import EngineOptions
+from ropebend.server.engine import Engine, EngineOptions
 from ropebend.server.openai.app import MAX_BODY, create_app
+from ropebend.server.openai.serving import names_of
 from ropebend.server.process import Server, run
 
 log = logging.getLogger("ropebend.server")
@@ -137,11 +137,18 @@ def serve(
         typer.Option(envvar="ROPEBEND_CACHE_TYPE_V", help="Type of the cached values; a q type needs --flash-attn."),
     ] = CacheType.f16,
     alias: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            "--alias", "-a", envvar="ROPEBEND_ALIAS", help="Model id; default: the file's general.name, or its stem."
+            "--alias",
+            "-a",
+            envvar="ROPEBEND_ALIAS",
+            help="Model id; may be given several times, the first is shown. Default: the file's name.",
         ),
     ] = None,
+    any_model: Annotated[
+        bool,
+        typer.Option("--any-model", envvar="ROPEBEND_ANY_MODEL", help="Answer to every other model id, too."),
+    ] = False,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -209,7 +216,6 @@ def serve(
         raise UsageError(f"--parallel: expected less than --batch-size {batch_size}, got {parallel}")
     options = EngineOptions(
         model=model,
-        alias=alias,
         n_ctx=ctx_size,
         n_cells=kv_size,
         n_slots=parallel or min(16, batch_size - 1),
@@ -229,7 +235,8 @@ def serve(
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
     log.setLevel(level)
     engine = Engine(options, on_failure=lambda: server.end_now())
-    app = create_app(engine, keys, cors_origins=cors_origin or [], max_body=max_body_size)
+    names = names_of(model, alias or (), any_model)
+    app = create_app(engine, keys, names=names, cors_origins=cors_origin or [], max_body=max_body_size)
     server = Server(app, engine, grace, debug=log_level is LogLevel.debug)
     run(server, engine, host, port)
 

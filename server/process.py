@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from ropebend.errors import RopebendError
-from ropebend.server.engine.engine import Engine
+from ropebend.server.engine import Engine
 
 log = logging.getLogger("ropebend.server")
 

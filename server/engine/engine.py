@@ -1,7 +1,9 @@
-"""The engine: one thread that owns the model and works on all jobs at once.  It knows no HTTP.
+"""The engine: one thread that owns the model and works on all submissions at once.  It knows no HTTP.
 
-A job is a list of requests.  The caller's `on_event` is called in the engine's thread with `Piece` (or `Embedding`)
-and `Finish` for each request and, last, exactly one of `Done`, `Cancelled` or `Failed` for the job.
+A submission is a list of requests.  The caller's `on_event` is called in the engine's thread with `Piece` (or
+`Embedding`) and `Finished` for each request and, last, exactly one of `Completed`, `Cancelled` or `Failed`.
+
+The thread's work is a loop of `Engine.step`: schedule, run, deliver.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ from ropebend.context import Context
 from ropebend.errors import RopebendError
 from ropebend.model import Model
 from ropebend.plan import Plan
-from ropebend.server.engine.jobs import Cancelled, Done, Event, Failed, Generation, Job, QueueFull, Request, Unavailable
+from ropebend.server.engine.events import Cancelled, Completed, Ending, Event, Failed
 from ropebend.server.engine.kv_pool import KVPool
 from ropebend.server.engine.loading import EngineOptions, Facts, load_context, load_model
+from ropebend.server.engine.requests import Generation, QueueFull, Request, Submission, Unavailable
 from ropebend.server.engine.runner import Runner, StepStats
 from ropebend.server.engine.sampling import check_grammar
-from ropebend.server.engine.scheduler import Scheduler, Step, Task
+from ropebend.server.engine.scheduler import Entry, Scheduler
 from ropebend.server.engine.writer import EmbeddingWriter, TextWriter, Writer
 
 log = logging.getLogger("ropebend.server")
@@ -35,12 +38,29 @@ MAX_ROW_FLOATS = 2**22
 
 @dataclass
 class Stats:
-    """Counters since the start: jobs by their end, and prompt tokens taken from the cache."""
+    """Counters since the start: submissions by their end, and prompt tokens taken from the cache."""
 
     done: int = 0
     cancelled: int = 0
     failed: int = 0
     cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A request that is being computed, at one moment.
+
+    n_computed  tokens with keys and values
+    n_cached    of them taken from another sequence
+    plan        hash of its plan, "" is unscaled
+    """
+
+    arrival: int
+    n_prompt: int
+    n_computed: int
+    n_generated: int
+    n_cached: int
+    plan: str
 
 
 class _Plans:
@@ -60,7 +80,7 @@ class _Plans:
 
 
 class Engine:
-    """Loads a model in its own thread and runs jobs, many at once.
+    """Loads a model in its own thread and runs submissions, many at once.
 
     on_failure is called in that thread when loading failed or the thread crashed; `failure` then says why.
     Everything but `start` may be called from any thread.
@@ -78,9 +98,10 @@ class Engine:
         self._runner: Runner | None = None
         self._plans: _Plans | None = None
         self._lock = threading.Condition()
-        self._inbox: deque[Job] = deque()
-        self._open: dict[Job, list[Task]] = {}
-        self._attention = False  # a job was cancelled
+        self._inbox: deque[Submission] = deque()
+        self._open: dict[Submission, set[Entry]] = {}
+        self._writers: dict[Entry, Writer] = {}  # of every open entry
+        self._attention = False  # a submission was cancelled
         self._stopping = False
         self._n_users = 0  # callers inside the model
         # daemon: a long decode must not keep a stopped process alive
@@ -99,8 +120,8 @@ class Engine:
 
     @property
     def n_open(self) -> int:
-        """Jobs that have not ended."""
-        with self._lock:  # a job is in neither while the engine takes it over
+        """Submissions that have not ended."""
+        with self._lock:  # a submission is in neither while the engine takes it over
             return len(self._inbox) + len(self._open)
 
     @property
@@ -114,6 +135,21 @@ class Engine:
         if self._scheduler is None:
             raise Unavailable("the model is not loaded")
         return self._scheduler
+
+    def slots(self) -> list[Slot]:
+        """What is being computed now.  Raises Unavailable if the model is not loaded."""
+        return [
+            Slot(
+                entry.arrival,
+                len(writer.request.prompt),
+                seq.n_computed,
+                writer.n_generated,
+                max(entry.n_cached, 0),
+                entry.key,
+            )
+            for entry in list(self.scheduler.running)
+            if (seq := entry.seq) is not None and (writer := self._writers.get(entry)) is not None
+        ]
 
     def _check_open(self) -> None:
         if self._facts is None or self._stopping:
@@ -140,7 +176,10 @@ class Engine:
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Tokens of `text`; add_special: BOS and EOS as the model wants them; parse_special: control tokens in it."""
         with self._using_model() as model:
-            return model.tokenize(text, add_special=add_special, parse_special=parse_special)
+            tokens = model.tokenize(text, add_special=add_special, parse_special=parse_special)
+            if add_special and len(tokens) > 1 and model.adds_bos and tokens[0] == tokens[1] == model.bos_token:
+                return tokens[1:]  # the text begins with BOS itself; a second one harms the answer
+            return tokens
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = True) -> str:
         """Text of tokens; special: with the names of control tokens."""
@@ -157,20 +196,22 @@ class Engine:
         with self._using_model() as model:
             check_grammar(grammar, model.vocab)
 
-    def submit(self, requests: Sequence[Request], on_event: Callable[[Event], None], *, stream: bool = True) -> Job:
-        """Start a job.  Raises QueueFull, or Unavailable if the engine is loading, stopping or stopped."""
-        job = Job(requests, on_event, stream, self._notice)
+    def submit(
+        self, requests: Sequence[Request], on_event: Callable[[Event], None], *, stream: bool = True
+    ) -> Submission:
+        """Start computing.  Raises QueueFull, or Unavailable if the engine is loading, stopping or stopped."""
+        submission = Submission(requests, on_event, stream, self._notice)
         with self._lock:
             self._check_open()
             n_waiting = self.n_open - self.options.n_slots
             if n_waiting >= self.options.queue_size:
                 raise QueueFull(f"{max(n_waiting, 0)} requests are waiting already, the queue holds no more")
-            self._inbox.append(job)
+            self._inbox.append(submission)
             self._lock.notify()
-        return job
+        return submission
 
     def cut(self) -> None:
-        """End every job with `Failed` and take no more; the thread ends after the decode it is in."""
+        """End every submission with `Failed` and take no more; the thread ends after the decode it is in."""
         with self._lock:
             self._stopping = True
             self._lock.notify()
@@ -216,8 +257,8 @@ class Engine:
             self.cut()
             if self.failure is not None:
                 end = RopebendError(self.failure)
-            for job in (*self._open, *self._inbox):
-                self._end(job, Failed(end))
+            for submission in (*self._open, *self._inbox):
+                self._end(submission, Failed(end))
             if self.failure is not None:
                 self._on_failure()
 
@@ -233,97 +274,107 @@ class Engine:
         self._facts = facts
 
     def _work(self) -> None:
-        scheduler = self.scheduler
-        while True:
-            with self._lock:
-                while not (self._inbox or self._attention or self._stopping or scheduler.busy):
-                    self._lock.wait()
-                if self._stopping:
-                    return
-                new = list(self._inbox)
-                self._inbox.clear()
-                self._open.update((job, []) for job in new)
-                look, self._attention = self._attention, False
-            for job in new:
-                self._begin(job)
-            if look:
-                for job in [j for j in self._open if j.cancelled]:
-                    log.info("cancelled")
-                    self._abandon(job, Cancelled())
-            started = time.perf_counter()
-            step = scheduler.next_step()
-            if step is not None:
-                self._run(step, started)
+        while self._take():
+            self.step()
 
-    def _begin(self, job: Job) -> None:
-        assert self._plans is not None
-        for index, r in enumerate(job.requests):
-            writer = self._writer(job, index, r)
-            key = self._plans.key(r.scaled, r.n_max)
-            task = Task(job, key, array("i", r.prompt), r.n_max, writer.all_rows, writer.wants_embeddings, writer)
-            self._open[job].append(task)
-            self.scheduler.add(task)
+    def _take(self) -> bool:
+        """Wait for something to do and take over what was submitted or cancelled; False: stop."""
+        with self._lock:
+            while not (self._inbox or self._attention or self._stopping or self.scheduler.busy):
+                self._lock.wait()
+            if self._stopping:
+                return False
+            new = list(self._inbox)
+            self._inbox.clear()
+            self._open.update((submission, set()) for submission in new)
+            look, self._attention = self._attention, False
+        for submission in new:
+            self._begin(submission)
+        if look:
+            for submission in [s for s in self._open if s.cancelled]:
+                log.info("cancelled")
+                self._abandon(submission, Cancelled())
+        return True
 
-    def _writer(self, job: Job, index: int, request: Request) -> Writer:
-        if isinstance(request, Generation):
-            assert self._model is not None
-            return TextWriter(job, index, request, self._model)
-        assert self._facts is not None
-        return EmbeddingWriter(job, index, request, self._facts.n_embd)
-
-    def _run(self, step: Step, started: float) -> None:
+    def step(self) -> None:
+        """One step of all that is open: decide what to compute, compute it, tell who asked for it."""
         assert self._runner is not None
+        started = time.perf_counter()
+        step = self.scheduler.next_step()
+        if step is None:
+            return
+        ended: list[Entry] = []
         try:
-            ended, failed = self._runner.run(step)
+            outputs = self._runner.run(step)
         except RopebendError as e:
-            one_of_each_job = {c.task.group: c.task for c in step.chunks}
-            ended, failed = [], [(task, e) for task in one_of_each_job.values()]
+            failed = [(chunk.entry, e) for chunk in step.chunks]
+        else:
+            ended, failed = self._runner.deliver(outputs)
         # before anybody hears of an end: whoever does finds its time in the sums
         self.step_stats.seconds += time.perf_counter() - started
-        for task in ended:
-            self._finish(task)
-        for task, error in failed:
-            log.error("request failed: %s", error)
-            self._abandon(task.group, Failed(error))
+        for entry in ended:
+            if (writer := self._writers.get(entry)) is not None:
+                self._finish(entry, writer)
+        for entry, error in failed:
+            if (
+                writer := self._writers.get(entry)
+            ) is not None:  # else another one has failed for all of its submission
+                log.error("request failed: %s", error)
+                self._abandon(writer.submission, Failed(error))
 
-    def _finish(self, task: Task) -> None:
-        job: Job = task.group
-        if task not in self._open.get(job, ()):
-            return  # another request of the job failed in the same step
-        writer: Writer = task.owner
-        self.scheduler.finish(task)
-        writer.close()
-        n_cached = max(task.n_cached, 0)
+    def _begin(self, submission: Submission) -> None:
+        assert self._plans is not None
+        for index, r in enumerate(submission.requests):
+            w = self._writer(submission, index, r)
+            key = self._plans.key(r.scaled, r.n_max)
+            entry = Entry(submission, key, array("i", r.prompt), r.n_max, w, w.all_rows, w.wants_embeddings)
+            self._open[submission].add(entry)
+            self._writers[entry] = w
+            self.scheduler.add(entry)
+
+    def _writer(self, submission: Submission, index: int, request: Request) -> Writer:
+        if isinstance(request, Generation):
+            assert self._model is not None
+            return TextWriter(submission, index, request, self._model)
+        assert self._facts is not None
+        return EmbeddingWriter(submission, index, request, self._facts.n_embd)
+
+    def _finish(self, entry: Entry, writer: Writer) -> None:
+        submission = writer.submission
+        self._forget(entry)
+        self.scheduler.finish(entry)
+        n_cached = max(entry.n_cached, 0)
         self.stats.cached_tokens += n_cached
         ending = writer.ending(n_cached)
-        job.on_event(ending)
+        submission.on_event(ending)
         log.info(
             "%d prompt tokens (%d of them cached), %d generated in %.2f s (%s)",
             len(writer.request.prompt), n_cached, ending.n_tokens, time.monotonic() - writer.started, ending.reason,
         )  # fmt: skip
-        self._open[job].remove(task)
-        if not self._open[job]:
-            self._end(job, Done())
+        self._open[submission].remove(entry)
+        if not self._open[submission]:
+            self._end(submission, Completed())
 
-    def _abandon(self, job: Job, event: Cancelled | Failed) -> None:
-        """End a job early.  What was computed stays cached, unless it may be what failed."""
-        if job not in self._open:
-            return
-        for task in self._open[job]:
+    def _abandon(self, submission: Submission, event: Cancelled | Failed) -> None:
+        """End a submission early.  What was computed stays cached, unless it may be what failed."""
+        for entry in self._open[submission]:
             if isinstance(event, Failed):
-                self.scheduler.discard(task)
+                self.scheduler.discard(entry)
             else:
-                self.scheduler.finish(task)
-            task.owner.close()
-        self._end(job, event)
+                self.scheduler.finish(entry)
+            self._forget(entry)
+        self._end(submission, event)
 
-    def _end(self, job: Job, event: Done | Cancelled | Failed) -> None:
+    def _forget(self, entry: Entry) -> None:
+        self._writers.pop(entry).close()
+
+    def _end(self, submission: Submission, event: Ending) -> None:
         with self._lock:
-            self._open.pop(job, None)
-        if isinstance(event, Done):
+            self._open.pop(submission, None)
+        if isinstance(event, Completed):
             self.stats.done += 1
         elif isinstance(event, Cancelled):
             self.stats.cancelled += 1
         else:
             self.stats.failed += 1
-        job.on_event(event)
+        submission.on_event(event)

@@ -18,7 +18,7 @@ from ropebend.model import Model, scaling_for
 from ropebend.model_info import ModelInfo
 from ropebend.plan import Plan
 from ropebend.scaling import LayerScaling
-from ropebend.server.engine.jobs import Pooling
+from ropebend.server.engine.requests import Pooling
 
 log = logging.getLogger("ropebend.server")
 
@@ -27,21 +27,19 @@ log = logging.getLogger("ropebend.server")
 class EngineOptions:
     """What to load and how to run it; sizes in tokens.
 
-    alias         model id to answer to; None: the file's general.name or its stem
     n_ctx         0: the context the scales were tested at if the file says so, else the trained one
     n_cells       KV cells, shared by all requests and the cache of ended ones; 0: n_ctx
     n_slots       requests computed at once
-    n_batch       tokens of a step, after which a cancelled job stops
+    n_batch       tokens of a step, after which a cancelled request stops
     n_threads     0: every core this process may use
     n_gpu_layers  -1: all
     factors       scales to use instead of those in the file
     no_scaling    run unscaled
     pooling       of embeddings; None: what the file says, else "mean"
-    queue_size    jobs that may wait beside n_slots running ones
+    queue_size    submissions that may wait beside n_slots running ones
     """
 
     model: Path
-    alias: str | None = None
     n_ctx: int = 0
     n_cells: int = 0
     n_slots: int = 16
@@ -62,6 +60,8 @@ class EngineOptions:
 class Facts:
     """What the loaded model and context are; tokens unless said otherwise.
 
+    longest_piece  bytes of the token with the most text, 0 if the tokeniser makes one token of any text
+    drops_blanks   whether the tokeniser leaves out blanks beside some tokens
     created     time of loading, seconds since 1970
     bos, eos    text of the special tokens, "" if there is none
     scaling     the scales in effect, or None
@@ -75,7 +75,6 @@ class Facts:
     shares_prefixes  False for models whose cache does not keep every position of a text
     """
 
-    id: str
     created: int
     path: str
     architecture: str
@@ -95,7 +94,16 @@ class Facts:
     plan_hash: str | None
     add_bos: bool
     shares_prefixes: bool
+    longest_piece: int
+    drops_blanks: bool
     build: str
+
+    def fewest_tokens(self, text: str) -> int:
+        """A number of tokens that `text` has at least, without tokenising it."""
+        if not self.longest_piece:
+            return 0
+        counted = "".join(text.split()) if self.drops_blanks else text
+        return -(-len(counted.encode()) // self.longest_piece)
 
     def plan(self, scaled: bool, length: int) -> Plan | None:
         """The plan of a request that may reach `length` tokens; None: unscaled."""
@@ -144,7 +152,6 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
         scaling=scaling,
     )
     facts = Facts(
-        id=o.alias or info.name,
         created=int(time.time()),
         path=info.path,
         architecture=info.architecture,
@@ -164,10 +171,12 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
         plan_hash=context.scaling.plan(n_ctx).hash if context.scaling is not None else None,
         add_bos=model.adds_bos,
         shares_prefixes=sharing,
+        longest_piece=longest_piece(model),
+        drops_blanks=drops_blanks(model),
         build=f"ropebend {__version__}, llama-cpp-python {llama_cpp.__version__}",
     )
     size = f"{info.n_layer} layers, {facts.n_params:,} parameters"
-    log.info("model %s: %s, %s", facts.id, info.architecture, size)
+    log.info("model %s: %s, %s", info.name, info.architecture, size)
     log.info("layer scales: %s", describe_scaling(scaling, o, info))
     log.info("context: %s", describe_context(n_ctx, why, info, scaling))
     log.info("slots: %d over %d shared KV cells", n_slots, n_cells)
@@ -185,6 +194,22 @@ def shares_prefixes(model: Model) -> bool:
     # llama.cpp says 0 of deepseek4, although it has a window
     windowed = lib.llama_model_n_swa(m) > 0 or model.info.architecture == "deepseek4"
     return not (recurrent or windowed)
+
+
+def longest_piece(model: Model) -> int:
+    """Bytes of the token with the most text; 0 of T5's and BERT's tokenisers, which make one token of unknown words."""
+    no_bound = (lib.LLAMA_VOCAB_TYPE_NONE, lib.LLAMA_VOCAB_TYPE_WPM, lib.LLAMA_VOCAB_TYPE_UGM)
+    if lib.llama_vocab_type(model.vocab) in no_bound:
+        return 0
+    return max(len(lib.llama_vocab_get_text(model.vocab, token)) for token in range(model.n_vocab))
+
+
+def drops_blanks(model: Model) -> bool:
+    """Whether the vocabulary has tokens that take the blanks beside them along."""
+    if lib.llama_vocab_type(model.vocab) == lib.LLAMA_VOCAB_TYPE_NONE:
+        return False
+    strips = lib.LLAMA_TOKEN_ATTR_LSTRIP | lib.LLAMA_TOKEN_ATTR_RSTRIP
+    return any(lib.llama_vocab_get_attr(model.vocab, token) & strips for token in range(model.n_vocab))
 
 
 def own_pooling(model: Model) -> Pooling:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ropebend.model import Model
-from ropebend.server.engine.jobs import TokenLogprob
+from ropebend.server.engine.events import TokenLogprob
 
 #: OpenAI's number for what JSON cannot say: minus infinity.
 LOWEST = -9999.0

@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from ropebend.errors import RopebendError
 from ropebend.model import Model
-from ropebend.server.engine.jobs import Embed, Embedding, Finish, Generation, Job, Piece, TokenLogprob
+from ropebend.server.engine.events import Embedding, Finished, Piece, TokenLogprob
 from ropebend.server.engine.logprobs import token_logprob
+from ropebend.server.engine.outputs import Outputs, Rows
+from ropebend.server.engine.requests import Embed, Generation, Submission
 from ropebend.server.engine.sampling import Sampler
 from ropebend.server.engine.text import TextStream
-
-Row = npt.NDArray[np.float32]
 
 
 class TextWriter:
@@ -30,13 +29,14 @@ class TextWriter:
 
     wants_embeddings = False
 
-    def __init__(self, job: Job, index: int, request: Generation, model: Model):
-        self.job = job
+    def __init__(self, submission: Submission, index: int, request: Generation, model: Model):
+        self.submission = submission
         self.index = index
         self.request = request
         self.all_rows = request.echo and request.n_logprobs is not None
         self.started = time.monotonic()
         self.n_generated = 0
+        self.sample_seconds = 0.0
         self._model = model
         self._text = TextStream(request.stop)
         self._untold: deque[TokenLogprob] = deque()  # tokens whose text is held back
@@ -48,6 +48,21 @@ class TextWriter:
         """Free the sampler."""
         if self._sampler is not None:
             self._sampler.close()
+
+    def deliver(self, outputs: Outputs) -> bool:
+        """See `Owner`."""
+        if self.all_rows and self.n_generated == 0:
+            self._read_prompt(outputs.start, outputs.logits)
+        if not outputs.is_last:
+            return True
+        logits = outputs.logits[-1]
+        started = time.perf_counter()
+        token = self._choose(outputs, logits)
+        self.sample_seconds += time.perf_counter() - started
+        if not self._accept(token, logits):
+            return False
+        outputs.tokens.append(token)
+        return True
 
     # ---- the prompt
 
@@ -80,7 +95,7 @@ class TextWriter:
                 stream.feed(spelled)
                 return
 
-    def prompt_rows(self, start: int, rows: npt.NDArray[np.float32]) -> None:
+    def _read_prompt(self, start: int, rows: Rows) -> None:
         """Outputs of the prompt tokens from position `start` on (only if `all_rows`): [n, n_vocab]."""
         g, echoed = self.request, self._echoed
         assert g.n_logprobs is not None
@@ -93,23 +108,22 @@ class TextWriter:
     def _end_of_prompt(self) -> None:
         """The echo is complete: tell it before the first token."""
         if self.all_rows:
-            self.job.on_event(Piece(self.index, self._prompt_text, tuple(self._untold)))
+            self.submission.on_event(Piece(self.index, self._prompt_text, tuple(self._untold)))
             self._untold.clear()
         else:
             self._ready = self._prompt_text
 
     # ---- the text
 
-    def sample(self, context: Any, i: int, logits: Row) -> int:
-        """The next token, from the logits of the i-th token of the last batch."""
+    def _choose(self, outputs: Outputs, logits: Rows) -> int:
         g = self.request
         if g.sampling.is_argmax:
             return int(logits.argmax())
         if self._sampler is None:
             self._sampler = Sampler(g.sampling, self._model.vocab, max(g.max_tokens, 1), g.prompt)
-        return self._sampler.sample(context, i, logits)
+        return self._sampler.sample(outputs.context, outputs.place, logits)
 
-    def accept(self, token: int, logits: Row) -> bool:
+    def _accept(self, token: int, logits: Rows) -> bool:
         """Take a sampled token into the text; False if the text has ended with it."""
         g, text = self.request, self._text
         if logits[token] != logits[token]:
@@ -129,7 +143,7 @@ class TextWriter:
             return self._finish("stop")
         if self.n_generated == g.max_tokens:
             return self._finish("length")
-        if self.job.stream:
+        if self.submission.stream:
             self._tell(everything=False)
         return True
 
@@ -139,7 +153,7 @@ class TextWriter:
         while self._untold and (everything or self._untold[0].offset < n_sent):
             told.append(self._untold.popleft())
         if self._ready or told:
-            self.job.on_event(Piece(self.index, self._ready, tuple(told)))
+            self.submission.on_event(Piece(self.index, self._ready, tuple(told)))
             self._ready = ""
 
     def _finish(self, reason: Literal["stop", "length"]) -> bool:
@@ -149,9 +163,9 @@ class TextWriter:
         self.reason = reason
         return False
 
-    def ending(self, n_cached: int) -> Finish:
+    def ending(self, n_cached: int) -> Finished:
         """The last event."""
-        return Finish(self.index, self.reason, self.n_generated, n_cached)
+        return Finished(self.index, self.reason, self.n_generated, n_cached)
 
 
 class EmbeddingWriter:
@@ -162,20 +176,22 @@ class EmbeddingWriter:
 
     wants_embeddings = True
     all_rows = True
-    n_generated = 0
 
-    def __init__(self, job: Job, index: int, request: Embed, n_embd: int):
-        self.job = job
+    def __init__(self, submission: Submission, index: int, request: Embed, n_embd: int):
+        self.submission = submission
         self.index = index
         self.request = request
         self.started = time.monotonic()
+        self.n_generated = 0
+        self.sample_seconds = 0.0
         self._sum = np.zeros(n_embd, np.float64)
 
     def close(self) -> None:
         """Nothing to free."""
 
-    def states(self, start: int, rows: npt.NDArray[np.float32], last: bool) -> None:
-        """Hidden states of the tokens from position `start` on, [n, n_embd]; tells the vector after the last ones."""
+    def deliver(self, outputs: Outputs) -> bool:
+        """See `Owner`.  Tells the vector after the last tokens."""
+        start, rows = outputs.start, outputs.states()
         if start == 0:  # also if the text was pushed out and is computed again
             self._sum[:] = 0
         if self.request.pooling == "mean":
@@ -184,16 +200,18 @@ class EmbeddingWriter:
             self._sum[:] = rows[-1]
         elif start == 0:
             self._sum[:] = rows[0]
-        if last:
-            length = float(np.linalg.norm(self._sum))
-            if not 0 < length < np.inf:
-                raise RopebendError(f"the model computed hidden states of length {length}, which make no vector")
-            vector = self._sum / length
-            self.job.on_event(Embedding(self.index, tuple(float(x) for x in vector.astype(np.float32))))
+        if not outputs.is_last:
+            return True
+        length = float(np.linalg.norm(self._sum))
+        if not 0 < length < np.inf:
+            raise RopebendError(f"the model computed hidden states of length {length}, which make no vector")
+        vector = self._sum / length
+        self.submission.on_event(Embedding(self.index, tuple(float(x) for x in vector.astype(np.float32))))
+        return False
 
-    def ending(self, n_cached: int) -> Finish:
+    def ending(self, n_cached: int) -> Finished:
         """The last event."""
-        return Finish(self.index, "stop", 0, n_cached)
+        return Finished(self.index, "stop", 0, n_cached)
 
 
 Writer = TextWriter | EmbeddingWriter

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ropebend.server.engine.jobs import Unavailable
+from ropebend.server.engine import Unavailable
 
 
 class ApiError(Exception):
@@ -75,7 +74,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, e: RequestValidationError) -> Response:
-        return from_validation(e.errors()).response()
+        return from_validation(e.errors(), e.body).response()
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, e: HTTPException) -> Response:
@@ -91,8 +90,8 @@ def install(app: FastAPI) -> None:
         return internal(f"internal error: {type(e).__name__}").response()
 
 
-def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """One 400 from pydantic's list of errors, naming the first parameter that is wrong."""
+def from_validation(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
+    """One 400 from pydantic's list of errors, naming the first parameter that is wrong.  body: what was sent."""
     # Of a union's errors (one for each member) the deepest comes closest to what was meant, then one that is not
     # about the type.
     first = errors[0]["loc"][:2]
@@ -100,14 +99,19 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     e = max(candidates, key=lambda e: (len(e["loc"]), not e["type"].endswith("_type")))
     if e["type"] == "json_invalid":
         return ApiError(400, f"The body is not JSON: {e['ctx']['error']} at character {e['loc'][-1]}")
-    param = _param(e["loc"][1:])
+    ctx = e.get("ctx", {})
+    param = _param(e["loc"][1:], body, missing=e["type"] == "missing")
+    if e["type"] == "not_neutral":  # found before the fields are read, so the place is that of the object
+        param = f"{param}.{ctx['param']}" if param else ctx["param"]
+        if not ctx["expected"]:
+            return _unsupported(param)
+        return ApiError(400, f"{param}: only {ctx['expected']} is supported", param=param, code="unsupported_value")
     if not param:
         return ApiError(400, "The body: expected a JSON object, sent with Content-Type: application/json")
     if e["type"] == "extra_forbidden":
         return ApiError(400, f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter")
-    ctx = e.get("ctx", {})
-    if e["type"] == "none_required" or ctx.get("max_length") == 0:
-        return ApiError(400, f"{param} is not supported by this server", param=param, code="unsupported_parameter")
+    if e["type"] == "none_required":
+        return _unsupported(param)
     if e["type"] == "missing":
         message, code = f"Missing required parameter: {param}", "missing_required_parameter"
         return ApiError(400, message, param=param, code=code)
@@ -115,16 +119,26 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         message = f"{param}: only {ctx['expected']} is supported"
         return ApiError(400, message, param=param, code="unsupported_value")
     code = "invalid_type" if e["type"].endswith("_type") else "invalid_value"
-    message = str(e["msg"]).removeprefix("Value error, ")
+    # pydantic's own words name the class that an object becomes
+    message = "expected an object" if e["type"].startswith("model_") else str(e["msg"]).removeprefix("Value error, ")
     return ApiError(400, f"{param}: {message[:1].lower()}{message[1:]}", param=param, code=code)
 
 
-def _param(loc: Sequence[Any]) -> str:
-    """``messages[0].content`` from a pydantic location; the names of union members in it are left out."""
-    path = ""
-    for part in loc:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif not path or (part != "str" and re.fullmatch(r"[\w-]+", part)):
-            path += f".{part}" if path else part
+def _unsupported(param: str) -> ApiError:
+    message = f"{param} is not supported by this server"
+    return ApiError(400, message, param=param, code="unsupported_parameter")
+
+
+def _param(loc: Sequence[Any], body: Any, *, missing: bool) -> str:
+    """``messages[0].content`` from a pydantic location.
+
+    The names of union members that stand in it are left out: they are no part of the body.
+    """
+    path, value = "", body
+    for i, part in enumerate(loc):
+        inside = isinstance(value, dict) and part in value
+        if isinstance(part, int) and isinstance(value, list) and part < len(value):
+            path, value = f"{path}[{part}]", value[part]
+        elif isinstance(part, str) and (inside or i == 0 or (missing and i == len(loc) - 1)):
+            path, value = f"{path}.{part}" if path else part, value[part] if inside else None
     return path

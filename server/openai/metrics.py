@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from ropebend.server.engine.engine import Engine
+from ropebend.server.engine import Engine
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

@@ -1,8 +1,9 @@
-"""What every request passes before its route: the key check and the size limit."""
+"""What every request passes before its route: its path put right, the key check and the size limit."""
 
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
@@ -14,8 +15,22 @@ from ropebend.server.openai.errors import ApiError
 OPEN_PATHS = frozenset(["/", "/health", "/v1/health"])
 
 
+class CleanPath:
+    """Takes ``//v1/models/`` for ``/v1/models``: clients put base URLs and paths together in every way."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on."""
+        if scope["type"] == "http":
+            path = re.sub("/{2,}", "/", scope["path"])
+            scope = {**scope, "path": path.rstrip("/") or "/"}
+        await self.app(scope, receive, send)
+
+
 class KeyCheck:
-    """Lets in who sends one of the keys, before anything of the body is read."""
+    """Lets in who sends one of the keys, as a bearer token or X-Api-Key, before anything of the body is read."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[bytes]):
         self.app = app
@@ -24,11 +39,15 @@ class KeyCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, or refuse."""
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+            headers = Headers(scope=scope)
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            # some proxies put their own Authorization beside the key
+            given = [token] * (scheme.lower() == "bearer") + headers.getlist("x-api-key")
             # no early exit, and compare_digest: the time must not tell how much of a key was right
-            right = [hmac.compare_digest(given.strip().encode("latin-1"), key) for key in self.keys]
-            if scheme.lower() != "bearer" or not any(right):
-                message = "Incorrect API key provided" if given else "No API key: expected Authorization: Bearer KEY"
+            right = [hmac.compare_digest(g.strip().encode("latin-1"), key) for g in given for key in self.keys]
+            if not any(right):
+                expected = "No API key: expected Authorization: Bearer KEY, or X-Api-Key: KEY"
+                message = "Incorrect API key provided" if any(given) else expected
                 error = ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
                 await error.response()(scope, receive, send)
                 return
@@ -51,17 +70,20 @@ class BodyLimit:
         if declared.isdigit() and int(declared) > self.limit:
             await self._too_large().response()(scope, receive, send)
             return
-        body, more = b"", True
+        # joined once: adding each piece to the body would copy all of it each time
+        pieces: list[bytes] = []
+        n, more = 0, True
         while more:
             message = await receive()
             if message["type"] != "http.request":
                 return  # the client has gone
-            body += message.get("body", b"")
+            pieces.append(message.get("body", b""))
+            n += len(pieces[-1])
             more = message.get("more_body", False)
-            if len(body) > self.limit:
+            if n > self.limit:
                 await self._too_large().response()(scope, receive, send)
                 return
-        whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
+        whole: Message | None = {"type": "http.request", "body": b"".join(pieces), "more_body": False}
 
         async def replay() -> Message:
             nonlocal whole

@@ -151,8 +151,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     scaling = LayerScaling(SCALES, "llama", provenance={"n_ctx": 1024})
     return {
-        "plain": write_model(folder / "plain.gguf"),
-        "scaled": write_model(folder / "scaled.gguf", scaling, name="tiny-scaled"),
+        "plain": write_model(folder / "tiny.gguf"),
+        "scaled": write_model(folder / "tiny-scaled.gguf", scaling),
         "no-template": write_model(folder / "no-template.gguf", template=None),
         "spm": write_model(folder / "spm.gguf", write_tokenizer=write_spm),
     }

@@ -162,7 +162,7 @@ def test_a_crash_of_the_engine_ends_the_process_whoever_does_not_read(
 ) -> None:
     patch = (
         "from ropebend.server.engine.runner import Runner\nrun = Runner.run\n"
-        "Runner.run = lambda r, step: 1 / (len(step.chunks[0].task.owner.request.prompt) - 7) and run(r, step)"
+        "Runner.run = lambda r, step: 1 / (len(step.chunks[0].entry.owner.request.prompt) - 7) and run(r, step)"
     )
     server = start(models["plain"], "--grace", "3600", patch=patch).wait_until_ready()
     with client_that_does_not_read(server):

@@ -11,7 +11,7 @@ from ropebend.errors import RopebendError
 from ropebend.server.chat import renderer
 from ropebend.server.chat.renderer import Renderer
 from ropebend.server.chat.templates import ChatTemplate
-from ropebend.server.openai.requests import ChatRequest
+from ropebend.server.openai.chat import ChatRequest
 
 HELLO = [{"role": "user", "content": "Hello"}]
 WEATHER: dict[str, Any] = {

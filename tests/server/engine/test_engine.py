@@ -18,18 +18,9 @@ from ropebend.runtime import CACHE_TYPES
 from ropebend.scaling import LayerScaling
 from ropebend.server.cli import CacheType
 from ropebend.server.engine.engine import Engine
-from ropebend.server.engine.jobs import (
-    Cancelled,
-    Done,
-    Event,
-    Failed,
-    Finish,
-    Generation,
-    Piece,
-    QueueFull,
-    Unavailable,
-)
+from ropebend.server.engine.events import Cancelled, Completed, Event, Failed, Finished, Piece
 from ropebend.server.engine.loading import EngineOptions, choose_n_ctx, describe_context
+from ropebend.server.engine.requests import Generation, QueueFull, Unavailable
 from ropebend.server.engine.runner import Runner
 from ropebend.server.engine.sampling import Sampler, Sampling
 from ropebend.server.engine.writer import TextWriter
@@ -45,7 +36,7 @@ def run(engine: Engine, *generations: Generation) -> list[Event]:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     engine.submit(generations, events.put)
     out = [events.get(timeout=60)]
-    while not isinstance(out[-1], Done | Cancelled | Failed):
+    while not isinstance(out[-1], Completed | Cancelled | Failed):
         out.append(events.get(timeout=60))
     return out
 
@@ -80,9 +71,9 @@ def test_events_of_a_job(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     events = run(engine, Generation(PROMPT, 3, GREEDY), Generation(PROMPT, 2, GREEDY))
     assert [e for e in events if not isinstance(e, Piece)] == [
-        Finish(0, "length", 3),
-        Finish(1, "length", 2, n_cached=2),
-        Done(),
+        Finished(0, "length", 3),
+        Finished(1, "length", 2, n_cached=2),
+        Completed(),
     ]
     assert text_of(events, 0).startswith(text_of(events, 1))
     assert engine.stats.done == 1
@@ -132,7 +123,7 @@ def test_a_job_that_has_ended_is_in_the_sums(make_engine: Callable[..., Engine])
     seen: queue.SimpleQueue[tuple[float, float]] = queue.SimpleQueue()
 
     def on_event(event: Event) -> None:
-        if isinstance(event, Done):
+        if isinstance(event, Completed):
             seen.put((engine.step_stats.seconds, engine.step_stats.decode_seconds))
 
     engine.submit([Generation(PROMPT, 1, GREEDY)], on_event)
@@ -160,7 +151,7 @@ def test_filters_at_their_limit_are_greedy(make_engine: Callable[..., Engine], s
 def test_end_of_generation(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     events = run(engine, Generation(PROMPT, 5, replace(GREEDY, logit_bias={0: 100})))
-    assert events == [Finish(0, "stop", 0), Done()]
+    assert events == [Finished(0, "stop", 0), Completed()]
 
 
 def test_a_job_is_counted_while_the_engine_takes_it_over(make_engine: Callable[..., Engine]) -> None:
@@ -234,7 +225,7 @@ def test_queue_limit_and_cancelling_a_waiting_job(make_engine: Callable[..., Eng
                 running.set()
                 hold.wait(60)
                 return
-            if isinstance(event, Done | Cancelled):
+            if isinstance(event, Completed | Cancelled):
                 log.append((name, type(event)))
                 if name == "c":
                     ended.set()
@@ -253,7 +244,7 @@ def test_queue_limit_and_cancelling_a_waiting_job(make_engine: Callable[..., Eng
     b.cancel()  # once more does nothing
     hold.set()
     assert ended.wait(60)
-    assert log == [("a", Done), ("b", Cancelled), ("c", Done)]
+    assert log == [("a", Completed), ("b", Cancelled), ("c", Completed)]
 
 
 def test_a_failing_request_leaves_the_engine_alive(
@@ -295,7 +286,7 @@ def test_a_grammar_is_read_and_an_echo_prepared_only_for_texts_that_run(
     one = Generation(PROMPT, 2, Sampling(grammar='root ::= "ab"'), echo=True)
     engine.submit([one] * 8, lambda event: events.put((event, len(made))))
     got = [events.get(timeout=60)]
-    while not isinstance(got[-1][0], Done):
+    while not isinstance(got[-1][0], Completed):
         got.append(events.get(timeout=60))
     assert [text_of([event for event, _ in got], i) for i in range(8)] == ["dogab"] * 8
     assert got[0][1] == 2  # a sampler and an echo at the first event

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ropebend.server.engine.kv_pool import KVPool, common_prefix
-from ropebend.server.engine.scheduler import Scheduler, Step, Task
+from ropebend.server.engine.outputs import Outputs
+from ropebend.server.engine.scheduler import Entry, Scheduler, Step
 
 
 class FakeMemory:
@@ -31,17 +32,27 @@ class FakeMemory:
         self.held.pop(seq, None)
 
     def compute(self, step: Step) -> None:
-        assert len({c.task.alone for c in step.chunks}) == 1
+        assert len({c.entry.alone for c in step.chunks}) == 1
         for c in step.chunks:
-            assert c.task.key == step.key
-            assert c.task.seq is not None
-            held = self.held.setdefault(c.task.seq.id, [])
+            assert c.entry.key == step.key
+            assert c.entry.seq is not None
+            held = self.held.setdefault(c.entry.seq.id, [])
             assert len(held) == c.start
-            held += [(step.key, t) for t in c.task.tokens[c.start : c.start + c.n]]
+            held += [(step.key, t) for t in c.entry.tokens[c.start : c.start + c.n]]
+
+
+class Nobody:
+    """Whose sequences are computed for nobody."""
+
+    n_generated = 0
+    sample_seconds = 0.0
+
+    def deliver(self, outputs: Outputs) -> bool:
+        raise AssertionError("there are none")
 
 
 class Machine:
-    """A scheduler whose tasks all generate token 1 until they are full."""
+    """A scheduler whose entries all generate token 1 until they are full."""
 
     def __init__(self, n_cells: int = 100, n_seqs: int = 9, n_slots: int = 4, n_batch: int = 16, n_rows: int = 4):
         self.memory = FakeMemory()
@@ -50,14 +61,15 @@ class Machine:
         self.computed = 0
 
     @property
-    def tasks(self) -> list[Task]:
+    def entries(self) -> list[Entry]:
         """Those that have not ended."""
         return [*self.scheduler.running, *chain(*self.scheduler._waiting.values())]
 
-    def add(self, prompt: list[int], n_new: int, key: str = "", group: object = None, all_rows: bool = False) -> Task:
-        task = Task(group or object(), key, array("i", prompt), len(prompt) + n_new, all_rows, alone=all_rows)
-        self.scheduler.add(task)
-        return task
+    def add(self, prompt: list[int], n_new: int, key: str = "", group: object = None, all_rows: bool = False) -> Entry:
+        tokens = array("i", prompt)
+        entry = Entry(group or object(), key, tokens, len(prompt) + n_new, Nobody(), all_rows, alone=all_rows)
+        self.scheduler.add(entry)
+        return entry
 
     def step(self) -> Step | None:
         step = self.scheduler.next_step()
@@ -69,10 +81,10 @@ class Machine:
         self.memory.compute(step)
         for c in step.chunks:
             if c.is_last:
-                if len(c.task.tokens) == c.task.n_max:
-                    self.scheduler.finish(c.task)
+                if len(c.entry.tokens) == c.entry.n_max:
+                    self.scheduler.finish(c.entry)
                 else:
-                    c.task.tokens.append(1)
+                    c.entry.tokens.append(1)
         self.check()
         return step
 
@@ -100,10 +112,10 @@ DOCUMENT = list(range(100, 140))
 
 def test_a_document_being_computed_is_shared() -> None:
     m = Machine(n_cells=200)
-    tasks = [m.add([*DOCUMENT, 50 + i], 3) for i in range(4)]
+    entries = [m.add([*DOCUMENT, 50 + i], 3) for i in range(4)]
     m.run()
     assert m.computed == len(DOCUMENT) + 4 + 4 * 3  # the document once
-    assert [t.n_cached for t in tasks] == [0, 40, 40, 40]
+    assert [t.n_cached for t in entries] == [0, 40, 40, 40]
 
 
 def test_an_ended_text_is_taken_up_again() -> None:
@@ -122,9 +134,9 @@ def test_an_ended_text_is_taken_up_again() -> None:
 
 def test_plans_are_never_mixed_and_share_nothing() -> None:
     m = Machine(n_cells=200)
-    tasks = [m.add(DOCUMENT, 3, key) for key in ("", "a", "", "a")]
+    entries = [m.add(DOCUMENT, 3, key) for key in ("", "a", "", "a")]
     m.run()  # `compute` asserts that a step has one plan
-    assert [t.n_cached for t in tasks] == [0, 0, 39, 39]
+    assert [t.n_cached for t in entries] == [0, 0, 39, 39]
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
@@ -134,7 +146,7 @@ def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     short = m.add([5, 6, 7], 1)
     step = m.step()
     assert step is not None
-    assert [(c.task is short, c.n) for c in step.chunks] == [(True, 3), (False, 13)]
+    assert [(c.entry is short, c.n) for c in step.chunks] == [(True, 3), (False, 13)]
 
 
 def test_texts_being_written_go_on_while_a_long_prompt_is_computed() -> None:
@@ -165,7 +177,7 @@ def test_a_request_of_many_texts_leaves_slots_to_others() -> None:
 def test_a_request_of_many_texts_is_admitted_without_looking_at_all_of_them_each_time() -> None:
     looks = 0
 
-    class Counted(Task):
+    class Counted(Entry):
         def __getattribute__(self, name: str) -> Any:
             nonlocal looks
             looks += name == "arrival"
@@ -173,7 +185,7 @@ def test_a_request_of_many_texts_is_admitted_without_looking_at_all_of_them_each
 
     m, group, n = Machine(), object(), 200
     for i in range(n):
-        m.scheduler.add(Counted(group, "", array("i", [i + 2]), 1))
+        m.scheduler.add(Counted(group, "", array("i", [i + 2]), 1, Nobody()))
     assert m.scheduler.n_waiting == n
     m.run()
     assert m.scheduler.n_waiting == 0
@@ -223,9 +235,9 @@ def test_many_running_texts_do_not_pay_for_short_ended_ones_but_share_them_first
     m.add(long, 0)
     m.add(short, 0)
     m.run()
-    tasks = [m.add([*short, i], 8) for i in range(8)]
+    entries = [m.add([*short, i], 8) for i in range(8)]
     m.step()
-    assert [t.n_cached for t in tasks] == [50] * 8
+    assert [t.n_cached for t in entries] == [50] * 8
     assert [s.n_computed for s in m.pool.cached.values()] == [1000]
     m.run()
     assert {s.n_computed for s in m.pool.cached.values()} == {1000, 59}  # the last ones to end had little company
@@ -244,18 +256,18 @@ def test_short_ended_texts_stay_beside_four_running_ones_but_no_more(n_running: 
 
 def test_of_many_short_texts_of_one_token_the_common_beginning_is_computed_once() -> None:
     m = Machine(n_cells=8192, n_seqs=200, n_slots=16, n_batch=512)
-    tasks = [m.add([*range(3000, 3200), i], 0) for i in range(40)]  # the first ends in the step that computes it
+    entries = [m.add([*range(3000, 3200), i], 0) for i in range(40)]  # the first ends in the step that computes it
     assert m.run() == 4
     assert m.computed == 200 + 40
-    assert [t.n_cached for t in tasks] == [0, *[200] * 39]
+    assert [t.n_cached for t in entries] == [0, *[200] * 39]
 
 
 def test_too_many_texts_for_the_cells_are_pushed_out_and_end_all_the_same() -> None:
     m = Machine(n_cells=100, n_slots=4)
-    tasks = [m.add([10 * i + 2, 3], 80) for i in range(4)]
+    entries = [m.add([10 * i + 2, 3], 80) for i in range(4)]
     m.run()
     assert m.scheduler.n_preempted > 0
-    assert all(len(t.tokens) == t.n_max for t in tasks)
+    assert all(len(t.tokens) == t.n_max for t in entries)
 
 
 def test_when_the_one_that_computes_ends_the_next_takes_over() -> None:
@@ -275,8 +287,8 @@ def test_nothing_is_lost(keep: bool) -> None:
         m.add([*DOCUMENT[: 7 * i], i], 5)
     for _ in range(4):
         m.step()
-    for task in m.tasks:
-        (m.scheduler.finish if keep else m.scheduler.discard)(task)
+    for entry in m.entries:
+        (m.scheduler.finish if keep else m.scheduler.discard)(entry)
     m.check()
     m.pool.clear_cached()
     assert m.pool.n_free == m.pool.n_cells
@@ -318,7 +330,7 @@ def test_any_load_is_worked_off(
         if left and random.random() < 0.3:
             prompt, n_new, key, all_rows = left.pop()
             m.add(prompt, n_new, key, all_rows=all_rows)
-        everyone = m.tasks
+        everyone = m.entries
         if everyone and random.random() < 0.05:
             dropped.append(random.choice(everyone))
             random.choice([m.scheduler.finish, m.scheduler.discard])(dropped[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from ropebend.model import Model
 from ropebend.rope_method import RopeMethod
 from ropebend.scaling import LayerScaling
 from ropebend.server.engine.engine import Engine
-from ropebend.server.engine.jobs import Done, Embed, Embedding, Event, Failed, Finish, Generation, Job, Piece, Request
+from ropebend.server.engine.events import Completed, Embedding, Event, Failed, Finished, Piece
 from ropebend.server.engine.loading import EngineOptions
+from ropebend.server.engine.outputs import Outputs
+from ropebend.server.engine.requests import Embed, Generation, Request, Submission
 from ropebend.server.engine.sampling import Sampling
 from ropebend.server.engine.writer import EmbeddingWriter, TextWriter
 
@@ -40,20 +43,20 @@ class Answers:
     def __init__(self, engine: Engine):
         self.engine = engine
 
-    def ask(self, requests: Sequence[Request]) -> tuple[list[str], list[Finish]]:
+    def ask(self, requests: Sequence[Request]) -> tuple[list[str], list[Finished]]:
         """Each request as a job of its own, all at once."""
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
         for i, request in enumerate(requests):
             self.engine.submit([request], lambda event, i=i: events.put((i, event)))  # type: ignore[misc]
-        texts, finishes, n_open = [""] * len(requests), [Finish(0, "stop", 0)] * len(requests), len(requests)
+        texts, finishes, n_open = [""] * len(requests), [Finished(0, "stop", 0)] * len(requests), len(requests)
         while n_open:
             i, event = events.get(timeout=60)
             assert not isinstance(event, Failed), event
             if isinstance(event, Piece):
                 texts[i] += event.text
-            elif isinstance(event, Finish):
+            elif isinstance(event, Finished):
                 finishes[i] = event
-            n_open -= isinstance(event, Done)
+            n_open -= isinstance(event, Completed)
         return texts, finishes
 
 
@@ -178,7 +181,7 @@ def test_a_sliding_window_leaves_nothing_to_share(load: Callable[..., Answers], 
         logits = context.logits().astype(np.float64)
     expected = logits.max() - np.log(np.exp(logits).sum())
     assert piece.tokens[0].logprob == pytest.approx(expected, abs=1e-3)
-    assert finish == Finish(0, "length", 1, n_cached=0)
+    assert finish == Finished(0, "length", 1, n_cached=0)
 
 
 def test_dynamic_ntk_takes_the_bucket_of_what_a_request_may_reach(load: Callable[..., Answers], tmp_path: Path) -> None:
@@ -212,7 +215,7 @@ def test_embeddings_are_the_mean_of_the_hidden_states_whatever_runs_beside(
             assert not isinstance(event, Failed)
             if isinstance(event, Embedding):
                 vectors[name] = event.vector
-            elif isinstance(event, Done):
+            elif isinstance(event, Completed):
                 done.release()
 
         return on_event
@@ -266,28 +269,32 @@ def test_embeddings_of_a_file_that_carries_a_pooling_type(load: Callable[..., An
 def test_what_is_computed_twice_is_told_once(models: dict[str, Path]) -> None:
     events: list[Event] = []
     prompt = QUESTIONS[0][:10]
+    tokens = array("i", prompt)
     rng = np.random.default_rng(1)
-    job = Job([], events.append, True, lambda: None)
+    submission = Submission([], events.append, True, lambda: None)
+
+    def outputs(start: int, rows: Any, is_last: bool) -> Outputs:
+        return Outputs(tokens, start, is_last, rows, lambda: rows, None, len(rows) - 1)
+
     with Model(models["plain"]) as model:
         rows = rng.normal(size=(10, model.n_vocab)).astype(np.float32)
-        writer = TextWriter(job, 0, Generation(prompt, 0, GREEDY, n_logprobs=1, echo=True), model)
-        writer.prompt_rows(0, rows[:4])
-        for start in (0, 5):  # it was pushed out and begins again
-            writer.prompt_rows(start, rows[start : start + 5])
-        assert not writer.accept(0, rows[-1])
+        writer = TextWriter(submission, 0, Generation(prompt, 0, GREEDY, n_logprobs=1, echo=True), model)
+        assert writer.deliver(outputs(0, rows[:4], False))
+        assert writer.deliver(outputs(0, rows[:5], False))  # it was pushed out and begins again
+        assert not writer.deliver(outputs(5, rows[5:], True))
     (piece,) = events
     assert isinstance(piece, Piece)
     assert piece.text == "".join(chr(t - 3) for t in prompt)
     assert [t.offset for t in piece.tokens] == list(range(10))
-    embedding = EmbeddingWriter(job, 0, Embed(prompt), 3)
+    embedding = EmbeddingWriter(submission, 0, Embed(prompt), 3)
     states = rng.normal(size=(10, 3)).astype(np.float32)
-    embedding.states(0, states[:4], False)
-    embedding.states(0, states, True)
+    assert embedding.deliver(outputs(0, states[:4], False))
+    assert not embedding.deliver(outputs(0, states, True))
     assert isinstance(events[-1], Embedding)
     mean = states.mean(0) / np.linalg.norm(states.mean(0))
     assert events[-1].vector == pytest.approx(mean, abs=1e-6)
     with pytest.raises(RopebendError, match="make no vector"):
-        embedding.states(0, np.zeros((10, 3), np.float32), True)
+        embedding.deliver(outputs(0, np.zeros((10, 3), np.float32), True))
 
 
 def _embed(engine: Engine, tokens: list[int], pooling: Any) -> tuple[float, ...]:
@@ -295,6 +302,6 @@ def _embed(engine: Engine, tokens: list[int], pooling: Any) -> tuple[float, ...]
     engine.submit([Embed(tokens, pooling)], events.put)
     event = events.get(timeout=60)
     assert isinstance(event, Embedding)
-    while not isinstance(events.get(timeout=60), Done):
+    while not isinstance(events.get(timeout=60), Completed):
         pass
     return event.vector

@@ -8,7 +8,10 @@ import openai
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from ropebend.server.openai.requests import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest
+from ropebend.server.openai.chat import ChatRequest
+from ropebend.server.openai.completions import CompletionRequest
+from ropebend.server.openai.embeddings import EmbeddingRequest
+from ropebend.server.openai.tokens import DetokenizeRequest
 
 from ..conftest import N_CTX_TRAIN, TOKEN
 
@@ -31,14 +34,14 @@ def refused(http: httpx.Client, path: str, body: Any, status: int = 400) -> dict
 @pytest.mark.parametrize(
     ("more", "param", "code", "says"),
     [
-        ({"best_of": 2}, "best_of", "unsupported_value", "only 1 is supported"),
-        ({"suffix": "x"}, "suffix", "unsupported_parameter", "not supported"),
+        ({"best_of": 2}, "best_of", "unsupported_value", "only the value of n is supported"),
+        ({"suffix": "x"}, "suffix", "unsupported_value", "only '' is supported"),
         ({"repeat_penalty": 0}, "repeat_penalty", "invalid_value", "greater"),
-        ({"n_predict": 5}, "n_predict", "unknown_parameter", "Unrecognized"),
+        ({"n_prediction": 5}, "n_prediction", "unknown_parameter", "Unrecognized"),
         ({"messages": []}, "messages", "unknown_parameter", "Unrecognized"),
         ({"max_tokens": "5"}, "max_tokens", "invalid_type", "valid integer"),
         ({"max_tokens": -2}, "max_tokens", "invalid_value", "greater than or equal to -1"),
-        ({"repetition_penalty": 1.1}, "repetition_penalty", "invalid_value", "less than or equal to 1"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty", "unsupported_value", "only 1 is supported"),
         ({"n": 0}, "n", "invalid_value", "greater"),
         ({"n": True}, "n", "invalid_type", "integer"),
         ({"temperature": -0.1}, "temperature", "invalid_value", "greater"),
@@ -51,8 +54,6 @@ def refused(http: httpx.Client, path: str, body: Any, status: int = 400) -> dict
         ({"seed": 2**63}, "seed", "invalid_value", "less"),
         ({"logprobs": 6}, "logprobs", "invalid_value", "less"),
         ({"logprobs": True}, "logprobs", "invalid_type", "integer"),
-        ({"stop": ""}, "stop", "invalid_value", "at least 1 character"),
-        ({"stop": ["a", ""]}, "stop[1]", "invalid_value", "at least 1 character"),
         ({"stop": 5}, "stop", "invalid_type", "string"),
         ({"stop": ["a"] * 17}, "stop", "invalid_value", "at most 16"),
         ({"stream": "yes"}, "stream", "invalid_type", "boolean"),
@@ -80,7 +81,7 @@ def refused(http: httpx.Client, path: str, body: Any, status: int = 400) -> dict
         ({"prompt": [[1], [len(TOKEN)]]}, "prompt", None, f"prompt[1]: expected token ids from 0 to {len(TOKEN) - 1}"),
         ({"prompt": [2**70]}, "prompt", None, "got 118"),
         ({"prompt": "a\ud800"}, "prompt", "invalid_value", "surrogate"),
-        ({"stop": "\udc00"}, "stop", "invalid_value", "unicode"),
+        ({"stop": "\udc00"}, "stop", "invalid_value", "surrogate"),
     ],
 )
 def test_completion_parameters(
@@ -111,9 +112,9 @@ def test_completion_parameters(
             "characters: expected at most 100000",
         ),
         ({"grammar": "x ::= y", "response_format": {"type": "json_object"}}, "grammar", "only one"),
-        ({"functions": [{}]}, "functions", "not supported"),
+        ({"functions": [{}]}, "functions", "only [] is supported"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "only 'text'"),
-        ({"modalities": ["text", "audio"]}, "modalities[1]", "only 'text'"),
+        ({"modalities": ["text", "audio"]}, "modalities", "only ['text'] is supported"),
         ({"reasoning_effort": "high"}, "reasoning_effort", "not supported"),
         ({"prediction": {}}, "prediction", "not supported"),
         ({"top_logprobs": 2}, "top_logprobs", "logprobs: true"),
@@ -128,7 +129,6 @@ def test_completion_parameters(
         ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content", "string"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content", "surrogate"),
         ({"messages": [{"content": "a"}]}, "messages[0].role", "Missing"),
-        ({"messages": [{"role": "user", "content": "a", "x": 1}]}, "messages[0].x", "Unrecognized"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             "messages[0].content[0].type",
@@ -176,7 +176,7 @@ def test_embedding_parameters(http: httpx.Client) -> None:
     [
         ({"messages": [1] * 1000}, ChatRequest),
         ({"messages": [{"role": "user", "content": [1] * 1000}]}, ChatRequest),
-        ({"messages": [{"role": "user", "content": "a", **{f"x{i}": 1 for i in range(1000)}}]}, ChatRequest),
+        ({"messages": [], "stream_options": {f"x{i}": 1 for i in range(1000)}}, ChatRequest),
         ({"prompt": [[True] * 1000]}, CompletionRequest),
         ({"prompt": [2**70, *[True] * 1000]}, CompletionRequest),
         ({"prompt": "a", "logit_bias": {str(i): "x" for i in range(1000)}}, CompletionRequest),

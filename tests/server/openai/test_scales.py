@@ -98,14 +98,14 @@ def test_the_fingerprint_is_that_of_the_requests_own_plan(start: Callable[..., S
     hashes = [scaling.plan(len(p) + 1).hash for p in (short, long)]
     with httpx.Client(base_url=server.url, timeout=60) as http:
 
-        def fingerprint(prompt: Any, model: str = "tiny") -> str:
+        def fingerprint(prompt: Any, model: str = "ntk") -> str:
             body = {"model": model, "prompt": prompt, "max_tokens": 1}
             return str(http.post("/v1/completions", json=body).json()["system_fingerprint"])
 
         assert fingerprint(short) == f"ropebend-{hashes[0]}"
         assert fingerprint(long) == f"ropebend-{hashes[1]}"
         assert fingerprint([short, long, short]) == "ropebend-" + "-".join(sorted(hashes))
-        assert fingerprint(short, "tiny:base") == "ropebend-unscaled"
+        assert fingerprint(short, "ntk:base") == "ropebend-unscaled"
         assert http.get("/props").json()["plan_hash"] == scaling.plan(1024).hash not in hashes
     assert server.stop() == 0
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from starlette.responses import PlainTextResponse
 
-from ropebend.server.engine.loading import Facts
 from ropebend.server.openai import metrics
-from ropebend.server.openai.common import is_scaled, model_ids, ready
+from ropebend.server.openai.serving import Served, Serving
 
 router = APIRouter()
 
@@ -19,20 +18,19 @@ router = APIRouter()
 @router.head("/health", include_in_schema=False)
 @router.get("/v1/health", include_in_schema=False)
 @router.head("/v1/health", include_in_schema=False)
-async def health(request: Request) -> dict[str, str]:
+async def health(_serving: Served) -> dict[str, str]:
     """200 once requests can be served."""
-    ready(request)
     return {"status": "ok"}
 
 
 @router.get("/props")
-async def props(request: Request) -> dict[str, Any]:
+async def props(serving: Served) -> dict[str, Any]:
     """The model, the scales in effect and the counters of requests."""
-    engine, facts = ready(request)
+    engine, facts = serving.engine, serving.facts
     scaling = facts.scaling
     return {
-        "model": facts.id,
-        "model_alias": facts.id,
+        "model": serving.model,
+        "model_alias": serving.model,
         "model_path": facts.path,
         "architecture": facts.architecture,
         "n_ctx": facts.n_ctx,
@@ -51,22 +49,21 @@ async def props(request: Request) -> dict[str, Any]:
 
 
 @router.get("/slots")
-async def slots(request: Request) -> dict[str, Any]:
+async def slots(serving: Served) -> dict[str, Any]:
     """The requests being computed and the use of the KV cache."""
-    engine, facts = ready(request)
+    engine, facts = serving.engine, serving.facts
     scheduler = engine.scheduler
     pool = scheduler.pool
     running = [
         {
-            "id": t.arrival,
-            "n_prompt": len(t.owner.request.prompt),
-            "n_computed": seq.n_computed,
-            "n_generated": t.owner.n_generated,
-            "n_cached": max(t.n_cached, 0),
-            "plan": t.key or None,
+            "id": s.arrival,
+            "n_prompt": s.n_prompt,
+            "n_computed": s.n_computed,
+            "n_generated": s.n_generated,
+            "n_cached": s.n_cached,
+            "plan": s.plan or None,
         }
-        for t in list(scheduler.running)
-        if (seq := t.seq) is not None
+        for s in engine.slots()
     ]
     return {
         "n_slots": facts.n_slots,
@@ -83,29 +80,27 @@ async def slots(request: Request) -> dict[str, Any]:
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-async def prometheus(request: Request) -> Response:
+async def prometheus(serving: Served) -> Response:
     """Counters in Prometheus' text format, named in llama-server's style."""
-    engine, _ = ready(request)
-    return Response(metrics.text(engine), media_type=metrics.CONTENT_TYPE)
+    return Response(metrics.text(serving.engine), media_type=metrics.CONTENT_TYPE)
 
 
 @router.get("/v1/models")
-@router.get("/v1/models/", include_in_schema=False)
-async def models(request: Request) -> dict[str, Any]:
+@router.get("/models", include_in_schema=False)
+async def models(serving: Served) -> dict[str, Any]:
     """The model, and with layer scales in effect also the same without them (`:base`)."""
-    _, facts = ready(request)
-    return {"object": "list", "data": [_model_card(name, facts) for name in model_ids(facts)]}
+    return {"object": "list", "data": [_model_card(name, serving) for name in serving.model_ids()]}
 
 
 @router.get("/v1/models/{model:path}")
-async def model(request: Request, model: str) -> dict[str, Any]:
+async def model(model: str, serving: Served) -> dict[str, Any]:
     """The model, if it is called that."""
-    _, facts = ready(request)
-    is_scaled(model, facts)
-    return _model_card(model, facts)
+    serving.is_scaled(model)
+    return _model_card(model, serving)
 
 
-def _model_card(name: str, facts: Facts) -> dict[str, Any]:
+def _model_card(name: str, serving: Serving) -> dict[str, Any]:
+    facts = serving.facts
     return {
         "id": name,
         "object": "model",

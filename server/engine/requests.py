@@ -1,4 +1,4 @@
-"""What the engine takes and what it gives back."""
+"""What the engine takes: texts to generate or to embed, submitted as a list."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ropebend.errors import RopebendError
+from ropebend.server.engine.events import Event
 from ropebend.server.engine.sampling import Sampling
 
 
 class Unavailable(RopebendError):
-    """The engine takes no job now: still loading, stopping, or stopped."""
+    """The engine takes nothing now: still loading, stopping, or stopped."""
 
 
 class QueueFull(Unavailable):
-    """As many jobs are waiting as the queue holds."""
-
-
-# ---- what goes in
+    """As many submissions are waiting as the queue holds."""
 
 
 @dataclass(frozen=True)
@@ -71,79 +69,10 @@ class Embed:
 
 Request = Generation | Embed
 
-# ---- what comes out
 
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """A token and its natural log-probability under the plain distribution (temperature 1, no filters).
-
-    piece    its bytes (of a control token its name)
-    logprob  None for the first token of an echoed prompt, which nothing predicts
-    offset   characters of the text before it
-    top      bytes and log-probability of the likeliest tokens, best first
-    """
-
-    piece: bytes
-    logprob: float | None
-    offset: int
-    top: tuple[tuple[bytes, float], ...]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """More text of generation `index`, whole characters only."""
-
-    index: int
-    text: str
-    tokens: tuple[TokenLogprob, ...] = ()
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """The vector of request `index`, of length 1."""
-
-    index: int
-    vector: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Finish:
-    """Request `index` ended.
-
-    n_tokens  tokens generated, without the one that ended it
-    n_cached  prompt tokens whose keys and values were taken from another sequence instead of computed
-    """
-
-    index: int
-    reason: Literal["stop", "length"]
-    n_tokens: int
-    n_cached: int = 0
-
-
-@dataclass(frozen=True)
-class Done:
-    """Every request of the job finished."""
-
-
-@dataclass(frozen=True)
-class Cancelled:
-    """The job was cancelled by its caller."""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The job ended early; the error's text is meant for the user."""
-
-    error: RopebendError
-
-
-Event = Piece | Embedding | Finish | Done | Cancelled | Failed
-
-
-@dataclass(eq=False)  # two jobs are never the same job
-class Job:
-    """A submitted list of requests.
+@dataclass(eq=False)  # two submissions are never the same one
+class Submission:
+    """A list of requests that were submitted together; it fails or is cancelled as a whole.
 
     stream  True: a `Piece` for each token, as it comes; False: one for each generation, at its end
     """
@@ -155,6 +84,6 @@ class Job:
     cancelled: bool = False
 
     def cancel(self) -> None:
-        """Stop within one decode step; nothing happens if the job has ended.  Any thread may call this."""
+        """Stop within one decode step; nothing happens if it has ended.  Any thread may call this."""
         self.cancelled = True
         self._wake()

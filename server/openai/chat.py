@@ -1,0 +1,180 @@
+"""/v1/chat/completions: the next message of a chat."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from ropebend.errors import RopebendError
+from ropebend.server.chat.tool_calls import HERMES_TAGS
+from ropebend.server.openai.bodies import Body, Int, Text
+from ropebend.server.openai.chat_answers import ChatForm
+from ropebend.server.openai.errors import ApiError
+from ropebend.server.openai.generation import (
+    STREAMED,
+    GenerationBody,
+    MaxTokens,
+    checked_grammar,
+    generations,
+    respond,
+)
+from ropebend.server.openai.messages import FunctionName, Messages, Tool, chat_prompt
+from ropebend.server.openai.neutral import CHAT
+from ropebend.server.openai.prompts import check_length
+from ropebend.server.openai.serving import Served, Serving
+from ropebend.server.structured import grammars
+
+router = APIRouter()
+
+
+class NamedFunction(Body):
+    """The name of one function."""
+
+    name: FunctionName
+
+
+class NamedTool(Body):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class JsonSchema(Body):
+    """A JSON schema with a name."""
+
+    name: Text | None = None
+    description: Text | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """text, json_object, or json_schema with the schema that the answer follows.
+
+    schema: llama.cpp's way to say it, with json_object
+    """
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+
+    @model_validator(mode="after")
+    def _every_schema_counts(self) -> ResponseFormat:
+        for key, given, type_ in (
+            ("json_schema", self.json_schema, "json_schema"),
+            ("schema", self.schema_, "json_object"),
+        ):
+            if given is not None and self.type != type_:
+                context = {"key": key, "type": type_, "got": self.type}
+                raise PydanticCustomError(
+                    "schema_of_other_type", "{key} is for type {type}, it would be ignored with type {got}", context
+                )
+        return self
+
+
+class ChatRequest(GenerationBody):
+    """Body of POST /v1/chat/completions."""
+
+    neutral = CHAT
+
+    messages: Messages
+    max_completion_tokens: MaxTokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
+
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+@router.post("/v1/chat/completions", responses=STREAMED)
+@router.post("/chat/completions", include_in_schema=False)
+async def chat_completions(request: Request, body: ChatRequest, serving: Served) -> Response:
+    """Answer a chat."""
+    facts = serving.facts
+    scaled = serving.is_scaled(body.model)
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        raise ApiError(400, "max_tokens and max_completion_tokens: expected only one of them", param="max_tokens")
+    if body.top_logprobs and not body.logprobs:
+        raise ApiError(400, "top_logprobs: expected only together with logprobs: true", param="top_logprobs")
+    tools, forced = _tools(body)
+    prompt = await run_in_threadpool(chat_prompt, body.messages, tools, serving, body.chat_template_kwargs)
+    asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    if asked is None or asked == -1:
+        check_length(len(prompt), 1, facts, "messages")
+        max_tokens = facts.n_ctx - len(prompt)
+    else:
+        check_length(len(prompt), asked, facts, "messages")
+        max_tokens = asked
+    n_logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    grammar = await run_in_threadpool(_grammar, body, tools if forced else [], serving)
+    wanted = generations(body, [prompt], max_tokens, n_logprobs, serving, scaled, grammar, show_control=bool(tools))
+    form = ChatForm([t.function.name for t in tools], body.parallel_tool_calls is not False)
+    return await respond(request, serving, body, wanted, len(prompt), form)
+
+
+def _tools(body: ChatRequest) -> tuple[list[Tool], bool]:
+    """The tools that may be called, and whether one must be."""
+    tools, choice = body.tools or [], body.tool_choice
+    if choice == "none":
+        return [], False
+    if isinstance(choice, NamedTool):
+        named = [t for t in tools if t.function.name == choice.function.name]
+        if not named:
+            message = f"tool_choice: expected one of the tools, got {choice.function.name!r}"
+            raise ApiError(400, message, param="tool_choice", code="invalid_value")
+        return named, True
+    if choice == "required" and not tools:
+        raise ApiError(400, "tool_choice: required, but there are no tools", param="tool_choice", code="invalid_value")
+    return tools, choice == "required"
+
+
+def _grammar(body: ChatRequest, forced: list[Tool], serving: Serving) -> str | None:
+    """The grammar the answer must follow, from whichever parameter asks for one."""
+    wanted = body.response_format
+    structured = wanted is not None and wanted.type != "text"
+    if sum((structured, bool(forced), bool(body.grammar))) > 1:
+        raise ApiError(400, "response_format, tool_choice and grammar: expected only one of them", param="grammar")
+    grammar, param = body.grammar, "grammar"
+    try:
+        if forced:
+            param = "tools"
+            tags = HERMES_TAGS if HERMES_TAGS[0].strip() in (serving.facts.chat_template or "") else ("", "")
+            functions = [(t.function.name, t.function.parameters) for t in forced]
+            _refuse_nul([schema for _, schema in functions])
+            several = body.parallel_tool_calls is not False
+            grammar = grammars.tool_calls(functions, tags, several)
+        elif wanted is not None and wanted.type == "json_object":
+            param = "response_format"
+            _refuse_nul(wanted.schema_)
+            grammar = grammars.from_schema(wanted.schema_) if wanted.schema_ else grammars.any_object()
+        elif wanted is not None and structured:
+            param = "response_format.json_schema"
+            if wanted.json_schema is None:
+                message = f"Missing required parameter: {param}"
+                raise ApiError(400, message, param=param, code="missing_required_parameter")
+            _refuse_nul(wanted.json_schema.schema_)
+            grammar = grammars.from_schema(wanted.json_schema.schema_)
+    except RopebendError as e:
+        raise ApiError(400, f"{param}: {e}", param=param, code="invalid_value") from None
+    return None if grammar is None else checked_grammar(grammar, param, serving.engine)
+
+
+def _refuse_nul(schema: Any) -> None:
+    """RopebendError if a text in the schema holds a NUL character, which grammars cannot say."""
+    rest = [schema]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, str) and "\0" in value:
+            raise RopebendError(f"the JSON schema cannot be used: a NUL character in {value[:50]!r} is not supported")
+        if isinstance(value, dict):
+            rest += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            rest += value

@@ -1,0 +1,200 @@
+"""What all endpoints that generate text share: the parameters of sampling, the texts they ask for, and the answer."""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+from fastapi import Request, Response
+from pydantic import Field, field_validator
+from starlette.responses import JSONResponse
+
+from ropebend.errors import RopebendError
+from ropebend.server.engine import MAX_GRAMMAR, Engine, Generation, Sampling, Unavailable
+from ropebend.server.openai.answering import Answering, Form
+from ropebend.server.openai.bodies import Body, Int, Text
+from ropebend.server.openai.errors import ApiError
+from ropebend.server.openai.neutral import GENERATION, STREAM
+from ropebend.server.openai.prompts import MAX_CHOICES
+from ropebend.server.openai.serving import Serving
+from ropebend.server.openai.sse import EventStream, cancelled_on_disconnect
+
+#: For the OpenAPI document: with stream: true the answer is server-sent events.
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
+#: Square of the characters of one request's grammar, times its texts.  Each text has it read once more, and what that
+#: takes grows with the square where there are many alternatives: 0.34 s for 84,000 characters.
+MAX_GRAMMARS = 2**33
+
+#: -1 is "until the context is full", as llama.cpp's programs say it.
+MaxTokens = Annotated[Int, Field(ge=-1, lt=2**31)]
+
+
+class StreamOptions(Body):
+    """include_usage: one more chunk at the end with the token counts."""
+
+    neutral = STREAM
+
+    include_usage: bool = False
+
+
+class GenerationBody(Body):
+    """What the bodies of all requests for text have in common."""
+
+    neutral = GENERATION
+    other_names: ClassVar = {"n_predict": "max_tokens", "n_cmpl": "n"}
+
+    model: Text | None = None
+    max_tokens: MaxTokens | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[Int, Field(ge=-1, lt=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    seed: Annotated[Int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
+    n: Annotated[Int, Field(ge=1, le=128)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    grammar: Annotated[Text, Field(max_length=MAX_GRAMMAR)] | None = None
+
+    @field_validator("seed")
+    @classmethod
+    def _any_seed(cls, value: int | None) -> int | None:
+        return None if value == -1 else value  # as llama.cpp's programs say it
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _one_wrong_is_enough(cls, value: Any) -> Any:
+        if value == []:  # llama-server's way to say none
+            return None
+        biases = value.items() if isinstance(value, dict) else ()
+        wrong = next((k for k, v in biases if type(v) not in (int, float) or not -100 <= v <= 100), None)
+        return value if wrong is None else {wrong: value[wrong]}
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for key in value or {}:
+            if not (key.isascii() and key.isdigit() and len(key) < 10):
+                raise ValueError(f"the keys are token ids, got {key!r}")
+        return value
+
+    def sampling(self, seed: int, grammar: str | None) -> Sampling:
+        """The sampling parameters with OpenAI's defaults."""
+        return Sampling(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=max(self.top_k or 0, 0),
+            min_p=self.min_p or 0.0,
+            seed=seed,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            repeat_penalty=1.0 if self.repeat_penalty is None else self.repeat_penalty,
+            logit_bias={int(k): v for k, v in (self.logit_bias or {}).items()},
+            grammar=grammar,
+        )
+
+    def stop_strings(self) -> list[str]:
+        """`stop` as a list; an empty text stops nothing."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [text for text in given if text]
+
+
+def checked_grammar(grammar: str, param: str, engine: Engine) -> str | None:
+    """The grammar if llama.cpp can read it, None if it is empty.  ApiError 400 if it cannot."""
+    if not grammar:
+        return None
+    try:
+        if "\0" in grammar:
+            raise RopebendError("a NUL character, at which llama.cpp would stop reading, is not supported")
+        engine.check_grammar(grammar)
+    except Unavailable:
+        raise
+    except (RopebendError, UnicodeEncodeError) as e:
+        raise ApiError(400, f"{param}: {e}", param=param, code="invalid_value") from None
+    return grammar
+
+
+def generations(
+    body: GenerationBody,
+    prompts: Sequence[list[int]],
+    max_tokens: int,
+    n_logprobs: int | None,
+    serving: Serving,
+    scaled: bool,
+    grammar: str | None,
+    echo: Sequence[str | None] | None = None,
+    show_control: bool = False,
+) -> list[Generation]:
+    """n generations of each prompt, in the order of the answer's choices; the i-th of a prompt has seed + i.
+
+    echo: the texts of the prompts (None of one given as tokens) if the answers begin with them.
+    """
+    facts = serving.facts
+    if body.stream_options is not None and body.stream_options.include_usage and not body.stream:
+        raise ApiError(400, "stream_options: expected only together with stream: true", param="stream_options")
+    wrong = next((k for k in body.logit_bias or {} if int(k) >= facts.n_vocab), None)
+    if wrong is not None:
+        message = f"logit_bias: expected token ids from 0 to {facts.n_vocab - 1}, got {wrong}"
+        raise ApiError(400, message, param="logit_bias")
+    n = body.n or 1
+    if len(prompts) * n > MAX_CHOICES:
+        message = f"expected at most {MAX_CHOICES} texts of one request, got {len(prompts)} prompts times n = {n}"
+        raise ApiError(400, message, param="n", code="invalid_value")
+    if grammar and len(prompts) * n > (most := max(MAX_GRAMMARS // len(grammar) ** 2, 1)):
+        message = f"a grammar of {len(grammar)} characters: expected n times prompts to be at most {most}"
+        raise ApiError(400, f"{message}, got {len(prompts) * n}", param="n", code="invalid_value")
+    seed = secrets.randbits(32) if body.seed is None else body.seed
+    return [
+        Generation(
+            prompt,
+            max_tokens,
+            body.sampling(seed + i, grammar),
+            body.stop_strings(),
+            n_logprobs,
+            echo=echo is not None,
+            text=text,
+            scaled=scaled,
+            show_control=show_control,
+        )
+        for prompt, text in zip(prompts, echo or [None] * len(prompts), strict=True)
+        for i in range(n)
+    ]
+
+
+async def respond(
+    request: Request,
+    serving: Serving,
+    body: GenerationBody,
+    wanted: Sequence[Generation],
+    n_prompt: int,
+    form: Form,
+) -> Response:
+    """Run the generations and answer, streamed if the body says so.  n_prompt: prompt tokens, for `usage`."""
+    facts = serving.facts
+    plans = (facts.plan(wanted[0].scaled, length) for length in {g.n_max for g in wanted})
+    hashes = sorted({plan.hash for plan in plans if plan is not None})
+    head = {
+        "id": f"{form.id_prefix}-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": body.model or serving.model,
+        # OpenAI's field for "what else changes the output": here, the scales
+        "system_fingerprint": f"ropebend-{'-'.join(hashes) or 'unscaled'}",
+    }
+    logprobs = wanted[0].n_logprobs is not None
+    answering = Answering(form, head, len(wanted), n_prompt, body.n or 1, logprobs)
+    submission = serving.engine.submit(wanted, answering.on_event, stream=bool(body.stream))
+    if body.stream:
+        include_usage = body.stream_options is not None and body.stream_options.include_usage
+        return EventStream(answering.stream(include_usage), submission)
+    async with cancelled_on_disconnect(request.receive, submission):
+        answer = await answering.whole()
+    # After a disconnect nobody reads the answer; the status is for the log.
+    return Response(status_code=499) if answer is None else JSONResponse(answer)
