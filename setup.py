@@ -36,7 +36,16 @@ def library(name: str, modules: list[str], **more: Any) -> Extension:
 limited = [("Py_LIMITED_API", "0x030A0000")]  # Python 3.10, as requires-python says
 extensions = [library("ropebend._native", [*CORE, *MODULE], define_macros=limited, py_limited_api=True)]
 if sys.platform == "linux":  # LD_PRELOAD; macOS has two-level names and would need another way
-    preload = [*CORE, "gguf_scan", "graph_owner", "pointer_map", "preload", "scaled_file"]
+    preload = [
+        *CORE,
+        "announce",
+        "gguf_scan",
+        "graph_owner",
+        "loaded_libraries",
+        "pointer_map",
+        "preload",
+        "scaled_file",
+    ]
     extensions.append(library(PRELOAD, preload, libraries=["dl", "m", "pthread"]))
 setup(
     ext_modules=extensions,

@@ -103,7 +103,7 @@ enum ropebend_owner_result ropebend_owner_find(struct ropebend_owner_state * s, 
         if (e.cache_unscaled || (e.cache_scaled && e.cache_plan->file != e.file)) {
             return ROPEBEND_OWNER_FOREIGN_CACHE;
         }
-        if (e.file->method == ROPEBEND_METHOD_DYNAMIC_NTK && e.n_cells == 0) {
+        if (ropebend_file_by_length(e.file) && e.n_cells == 0) {
             return ROPEBEND_OWNER_NO_CACHE;
         }
         *plan = ropebend_file_plan(e.file, e.n_cells);

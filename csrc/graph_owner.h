@@ -24,7 +24,7 @@ enum ropebend_owner_result {
     ROPEBEND_OWNER_SCALED,        // *plan is to be applied
     ROPEBEND_OWNER_UNKNOWN,       // it has rope nodes, and nothing tells whose they are
     ROPEBEND_OWNER_FOREIGN_CACHE, // it reads the K cache of another model, and one of the two is scaled
-    ROPEBEND_OWNER_NO_CACHE,      // dynamic-ntk, and no K cache tells how long a sequence may become
+    ROPEBEND_OWNER_NO_CACHE,      // plans by length, and no K cache tells how long a sequence may become
     ROPEBEND_OWNER_NO_MEMORY,
 };
 

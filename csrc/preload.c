@@ -1,19 +1,21 @@
-// libropebend_preload.so: layer scales for unmodified programs on a shared llama.cpp, by way of LD_PRELOAD.
+// libropebend_preload.so: layer scales for unmodified programs on a shared llama.cpp, by way of LD_PRELOAD. Over 400
+// lines, because all that stands here shares one state under one lock.
 //
 // Interposed are the functions by which llama.cpp opens a GGUF or looks at its metadata (learn its scales), marks a buffer
 // as holding weights (know which model it is of), frees either, and computes a graph (patch its rope nodes). A scaled file
 // runs scaled or not at all: whatever cannot be done ends the process with a message.
 
-#define _GNU_SOURCE // RTLD_NEXT, dladdr, dl_iterate_phdr
+#define _GNU_SOURCE // RTLD_NEXT
+#include "announce.h"
 #include "ggml_layout.h"
 #include "gguf_metadata.h"
 #include "gguf_scan.h"
 #include "graph_owner.h"
+#include "loaded_libraries.h"
 #include "rope_plan.h"
 #include "scaled_file.h"
 
 #include <dlfcn.h>
-#include <link.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -42,58 +44,10 @@ __attribute__((noreturn, format(printf, 1, 2))) static void die(const char * for
 
 // ------------------------------------------------------------------------------------------- the real functions
 
-struct objects {
-    char ** names;
-    size_t  n;
-};
-
-static int collect_object(struct dl_phdr_info * info, size_t size, void * user) {
-    (void) size;
-    struct objects * o = user;
-    if (info->dlpi_name == NULL || info->dlpi_name[0] == '\0') {
-        return 0; // the program itself: dlsym would search everything, and find this library
-    }
-    char ** names = realloc(o->names, (o->n + 1) * sizeof(*names));
-    if (names != NULL) {
-        o->names       = names;
-        o->names[o->n] = strdup(info->dlpi_name);
-        o->n += o->names[o->n] != NULL;
-    }
-    return 0;
-}
-
-static const void * object_of(const void * address) {
-    Dl_info info;
-    return dladdr(address, &info) != 0 ? info.dli_fbase : NULL;
-}
-
-// A function in the libraries of this process, but for this one; *several: there are different ones. RTLD_NEXT alone does
-// not see libraries that were opened RTLD_LOCAL (ctypes).
-static void * look_up(const char * name, bool * several) {
-    struct objects o     = { NULL, 0 };
-    void *         found = NULL;
-    *several             = false;
-    dl_iterate_phdr(collect_object, &o); // holds a lock of the loader, so dlopen must wait until it is done
-    for (size_t i = 0; i < o.n; i++) {
-        void * handle  = dlopen(o.names[i], RTLD_LAZY | RTLD_NOLOAD);
-        void * address = handle == NULL ? NULL : dlsym(handle, name);
-        if (address != NULL && object_of(address) != object_of(&ropebend_preload_version)) {
-            *several = *several || (found != NULL && address != found);
-            found    = found != NULL ? found : address;
-        }
-        if (handle != NULL) {
-            dlclose(handle);
-        }
-        free(o.names[i]);
-    }
-    free(o.names);
-    return found;
-}
-
 static void * real(const char * name) {
     bool   several;
     void * address = dlsym(RTLD_NEXT, name);
-    return address != NULL ? address : look_up(name, &several);
+    return address != NULL ? address : ropebend_look_up(name, &several);
 }
 
 // Declares `next_NAME`, resolved at the first call; NULL cannot be: the caller was linked against the function.
@@ -168,7 +122,7 @@ static const char * prepare(void) {
         return message;
     }
     bool several;
-    look_up("ggml_backend_sched_graph_compute_async", &several);
+    ropebend_look_up("ggml_backend_sched_graph_compute_async", &several);
     if (several) {
         return "two different ones are loaded in this process";
     }
@@ -306,25 +260,6 @@ EXPORT uint32_t gguf_get_version(const struct gguf_context * gguf) {
     return CALL_NEXT(gguf_get_version)(gguf);
 }
 
-// plugin/preload.py looks for it, too: a file name in llama.cpp's assertions, whatever was stripped or hidden
-static const char LLAMA_CPP_MARK[] = "ggml-backend.cpp";
-
-// Stops at the first object whose constants hold the mark.
-static int holds_llama_cpp(struct dl_phdr_info * info, size_t size, void * user) {
-    (void) size;
-    (void) user;
-    int found = 0;
-    for (int i = 0; i < info->dlpi_phnum && !found; i++) {
-        const ElfW(Phdr) * segment = &info->dlpi_phdr[i];
-        if (segment->p_type == PT_LOAD && (segment->p_flags & (PF_R | PF_W)) == PF_R) {
-            const char * start = (const char *) (info->dlpi_addr + segment->p_vaddr);
-            const char * hit   = memmem(start, segment->p_filesz, LLAMA_CPP_MARK, sizeof(LLAMA_CPP_MARK) - 1);
-            found              = hit != NULL && hit != LLAMA_CPP_MARK;
-        }
-    }
-    return found;
-}
-
 // A llama.cpp that was linked into the program, or to itself, reads GGUF files all the same, by way of the C library. So do
 // programs that have none and only copy or check a file.
 static void guard(const char * path, FILE * file, const void * caller) {
@@ -332,8 +267,8 @@ static void guard(const char * path, FILE * file, const void * caller) {
         return;
     }
     bool         several;
-    const void * reader = look_up("gguf_init_from_file", &several);
-    if (reader == NULL ? dl_iterate_phdr(holds_llama_cpp, NULL) != 0 : object_of(reader) == object_of(caller)) {
+    const void * reader = ropebend_look_up("gguf_init_from_file", &several);
+    if (reader == NULL ? ropebend_any_llama_cpp() : ropebend_object_of(reader) == ropebend_object_of(caller)) {
         die("%s carries layer scales, but this program's llama.cpp is not a shared library that can be patched; "
             "use a build with -DBUILD_SHARED_LIBS=ON, or ropebend serve",
             path);
@@ -390,21 +325,21 @@ EXPORT void ggml_backend_sched_free(void * sched) {
 
 // ------------------------------------------------------------------------------------------------------- graphs
 
-static void announce(struct ropebend_file * file, uint32_t n_layer) {
-    float low = file->layer_scale[0], high = file->layer_scale[0];
-    for (uint32_t i = 1; i < file->n_layer; i++) {
-        low  = file->layer_scale[i] < low ? file->layer_scale[i] : low;
-        high = file->layer_scale[i] > high ? file->layer_scale[i] : high;
-    }
-    fprintf(stderr, "ropebend: %s: scales of %u layers applied, %g to %g, method %s, factor %g\n", file->path, n_layer,
-            (double) low, (double) high, ropebend_method_names[file->method], (double) file->factor);
+static void tell(struct ropebend_file * file, const struct ropebend_file_plan * plan, uint32_t n_layer) {
+    ropebend_announce(plan, n_layer, stderr);
     file->applied = true;
 }
 
 static void apply(struct ggml_cgraph * graph, const struct ropebend_file_plan * plan) {
-    struct ropebend_file * file    = (struct ropebend_file *) plan->file;
-    uint32_t               n_layer = 0;
-    bool *                 seen    = calloc(file->n_layer, sizeof(*seen));
+    struct ropebend_file * file = (struct ropebend_file *) plan->file;
+    if (plan->unscaled) {
+        if (!file->applied) {
+            tell(file, plan, 0);
+        }
+        return;
+    }
+    uint32_t n_layer = 0;
+    bool *   seen    = calloc(file->n_layer, sizeof(*seen));
     if (seen == NULL) {
         die("out of memory");
     }
@@ -428,7 +363,7 @@ static void apply(struct ggml_cgraph * graph, const struct ropebend_file_plan * 
         die("%s: no rope node in the model's graph; layer scales would have no effect", file->path);
     }
     if (!file->applied) {
-        announce(file, n_layer);
+        tell(file, plan, n_layer);
     }
 }
 
@@ -450,7 +385,7 @@ static void patch(const void * sched, struct ggml_cgraph * graph) {
                 die("a model reads the K cache of another model, and one of the two carries layer scales; "
                     "use another draft model, or none");
             case ROPEBEND_OWNER_NO_CACHE:
-                die("dynamic-ntk needs a K cache to know how long a sequence may become; use method ntk");
+                die("plans by length (dynamic-ntk, too) need a K cache to know how long a sequence may become");
             case ROPEBEND_OWNER_NO_MEMORY: die("out of memory");
         }
     }

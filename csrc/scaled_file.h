@@ -16,10 +16,12 @@ enum ropebend_method {
 
 extern const char * const ropebend_method_names[ROPEBEND_N_METHODS];
 
-// The plan of a file for sequences of up to `length` tokens. Only dynamic-ntk depends on it; elsewhere it is 0.
+// The plan of a file for sequences that may reach some number of tokens.
 struct ropebend_file_plan {
     const struct ropebend_file * file;
-    uint32_t                     length;
+    uint32_t                     index;    // of the file's plans
+    uint32_t                     length;   // in tokens, with dynamic-ntk; else 0
+    bool                         unscaled; // such sequences run as if the file carried no scales; `plan` is empty
     struct ropebend_plan         plan;
     struct ropebend_file_plan *  next;
 };
@@ -27,7 +29,10 @@ struct ropebend_file_plan {
 struct ropebend_file {
     char *                      path;
     uint32_t                    n_layer;
-    float *                     layer_scale; // [n_layer]
+    uint32_t                    n_plan;
+    uint32_t *                  up_to;       // [n_plan] tokens, ascending; beyond the last one the last plan holds
+    float *                     layer_scale; // [n_plan * n_layer]; of an unscaled plan: 0
+    float *                     layer_attn_factor; // [n_plan * n_layer]
     enum ropebend_method        method;
     float                       factor;
     uint32_t                    n_ctx_orig;
@@ -48,7 +53,10 @@ void ropebend_file_free(struct ropebend_file * file);
 
 bool ropebend_file_equal(const struct ropebend_file * a, const struct ropebend_file * b); // same path, same scales
 
-// The plan for `length` tokens; lives as long as the file. NULL: out of memory.
+// The plan for sequences that may reach `length` tokens; lives as long as the file. NULL: out of memory.
 const struct ropebend_file_plan * ropebend_file_plan(struct ropebend_file * file, uint32_t length);
+
+// True if sequences of different lengths have different plans.
+bool ropebend_file_by_length(const struct ropebend_file * file);
 
 #endif

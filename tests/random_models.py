@@ -65,7 +65,7 @@ def write_llama(
     chat_template: str | None = None,
     fields: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a random llama model in F32.  fields: more metadata, Python str, int, float or list values by full key."""
+    """Write a random llama model in F32.  fields: more metadata, values as `add_field` takes them, by full key."""
     w = gguf.GGUFWriter(path, "llama")
     w.add_name(f"random-{n_layer}x{n_embd}")
     w.add_block_count(n_layer)
@@ -84,7 +84,7 @@ def write_llama(
     if chat_template is not None:
         w.add_chat_template(chat_template)
     for key, value in (fields or {}).items():
-        {str: w.add_string, int: w.add_uint32, float: w.add_float32, list: w.add_array}[type(value)](key, value)
+        add_field(w, key, value)
     if scaling is not None:
         add_scaling(w, scaling)
     shape = {"n_layer": n_layer, "n_embd": n_embd, "n_head": n_head, "n_head_kv": n_head_kv, "head_dim": head_dim}
@@ -95,6 +95,15 @@ def write_llama(
     w.write_tensors_to_file()
     w.close()
     return path
+
+
+def add_field(w: gguf.GGUFWriter, key: str, value: Any) -> None:
+    """A str, int (u32), float (f32), a list of these, or an array of uint32."""
+    if isinstance(value, np.ndarray):
+        assert value.dtype == np.uint32
+        w.add_key_value(key, value.tolist(), gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32)
+    else:
+        {str: w.add_string, int: w.add_uint32, float: w.add_float32, list: w.add_array}[type(value)](key, value)
 
 
 def add_vocabulary(w: gguf.GGUFWriter) -> None:

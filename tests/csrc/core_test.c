@@ -215,9 +215,22 @@ static void test_owner(struct ggml_context * ctx, void * lib) {
     graph_api.ggml_graph_n_nodes = fake_n_nodes;
     graph_api.ggml_graph_node    = fake_node;
 
-    float                scales[2] = { 1.0f, 2.0f };
-    struct ropebend_file file      = { .path = "a", .n_layer = 2, .layer_scale = scales, .factor = 1.0f };
-    struct ropebend_file other     = { .path = "b", .n_layer = 2, .layer_scale = scales, .factor = 1.0f };
+    float                scales[2] = { 1.0f, 2.0f }, ones[2] = { 1.0f, 1.0f };
+    uint32_t             up_to[1] = { UINT32_MAX };
+    struct ropebend_file file     = { .path              = "a",
+                                      .n_layer           = 2,
+                                      .n_plan            = 1,
+                                      .up_to             = up_to,
+                                      .layer_scale       = scales,
+                                      .layer_attn_factor = ones,
+                                      .factor            = 1.0f };
+    struct ropebend_file other    = { .path              = "b",
+                                      .n_layer           = 2,
+                                      .n_plan            = 1,
+                                      .up_to             = up_to,
+                                      .layer_scale       = scales,
+                                      .layer_attn_factor = ones,
+                                      .factor            = 1.0f };
     int buffers[5]; // addresses, no more: scaled, scaled too, unscaled, caches, a second model's caches
     struct ropebend_owner_state       s = { .api = &graph_api, .layout = &layout, .graph_layout = &graph_layout };
     const struct ropebend_file_plan * plan;

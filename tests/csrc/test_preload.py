@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from c_programs import ROOT, SANITIZERS, compile_c, compile_decode, compiler
 from random_models import write_llama
 
 from ropebend import Context, LayerScaling, Model, RopeMethod, preload
+from ropebend.plan import Plan
 
 F32 = npt.NDArray[np.float32]
 TOKENS = [1 + 37 * i % 120 for i in range(27)]  # decode.c's
@@ -40,9 +42,11 @@ def rows(done: subprocess.CompletedProcess[str]) -> list[F32]:
     return [np.array([float.fromhex(x) for x in line.split()], np.float32) for line in done.stdout.splitlines()]
 
 
-def in_process(path: Path, scaling: LayerScaling | str | None = "file", n_ctx: int = 256) -> list[F32]:
-    """What decode.c does, by ropebend's own hook."""
-    with Model(path) as model, Context(model, n_ctx=n_ctx, n_batch=64, n_threads=1, scaling=scaling) as context:
+def in_process(path: Path, plan: Plan | None = None, n_ctx: int = 256) -> list[F32]:
+    """What decode.c does, by ropebend's own hook; plan: instead of the file's."""
+    with Model(path) as model, Context(model, n_ctx=n_ctx, n_batch=64, n_threads=1) as context:
+        if plan is not None:
+            context.switch_plan(plan)
         context.decode(TOKENS[:24], 0)
         first = context.logits(-1).copy()
         context.seq_rm(0, 4, 8)
@@ -68,6 +72,37 @@ def test_uniform_scales_in_the_file_are_rope_freq_scale_bit_for_bit(tmp_path: Pa
     assert ours.stdout == run(decode, 256, f"{plain}@0.5").stdout  # the K-shift included
     assert ours.stdout != run(decode, 256, path).stdout
     assert ours.stderr == f"ropebend: {path}: scales of 3 layers applied, 2 to 2, method none, factor 1\n"
+
+
+#: Unscaled up to 256 tokens, two numbers a layer beyond.
+PLANS: dict[str, Any] = {
+    "ropebend.version": 2,
+    "ropebend.layer_scale": [0.0, 0.0, 0.0, 1.1, 2.5, 1.7],
+    "ropebend.layer_attn_factor": [1.0, 1.0, 1.0, 1.25, 0.8, 1.0],
+    "ropebend.plan.up_to": np.array([256, 1024], np.uint32),
+}
+SECOND = Plan(*(np.array(row, np.float32) for row in ([1.1, 2.5, 1.7], [1.0, 1.0, 1.0], [1.25, 0.8, 1.0])))
+
+
+def test_both_numbers_are_the_hooks_bit_for_bit(tmp_path: Path, plain: Path, decode: Path) -> None:
+    fields = {key: value[3:] if key.startswith("ropebend.layer") else value for key, value in PLANS.items()}
+    del fields["ropebend.plan.up_to"]
+    ours = preloaded(decode, 256, write_llama(tmp_path / "both.gguf", fields=fields))
+    assert "1.1 to 2.5, method none, factor 1, attention factors 0.8 to 1.25\n" in ours.stderr
+    for got, expected in zip(rows(ours), in_process(plain, SECOND), strict=True):
+        assert np.array_equal(got, expected)
+
+
+def test_plans_by_length_go_by_the_size_of_the_cache(tmp_path: Path, plain: Path, decode: Path) -> None:
+    path = write_llama(tmp_path / "plans.gguf", fields=PLANS)
+    short = preloaded(decode, 256, path)
+    assert short.stdout == run(decode, 256, plain).stdout  # the K-shift included
+    assert short.stderr == f"ropebend: {path}: runs unscaled, the plan for up to 256 tokens\n"
+    long = preloaded(decode, 512, path)
+    assert "attention factors 0.8 to 1.25, the plan for more than 256 tokens\n" in long.stderr
+    for got, expected in zip(rows(long), in_process(plain, SECOND, 512), strict=True):
+        assert np.array_equal(got, expected)
+    assert "the plan for more than 256 tokens" in preloaded(decode, 2048, path).stderr  # beyond all of them the last
 
 
 METHODS = [
@@ -152,7 +187,22 @@ def test_a_model_that_the_program_read_itself(plain: Path, scaled: Path) -> None
     ("fields", "message"),
     [
         ({"ropebend.version": 1}, "ropebend.layer_scale: missing, although ropebend.version is present"),
-        ({"ropebend.version": 2, "ropebend.layer_scale": [1.0] * 3}, "ropebend.version: expected 1, got 2"),
+        ({"ropebend.version": 3, "ropebend.layer_scale": [1.0] * 3}, "ropebend.version: expected 1 or 2, got 3"),
+        (
+            {"ropebend.version": 1, "ropebend.layer_scale": [2.0] * 3, "ropebend.layer_attn_factor": [1.0] * 3},
+            "ropebend.version: expected 2, as ropebend.layer_attn_factor is present, got 1",
+        ),
+        (
+            {"ropebend.version": 2, "ropebend.layer_scale": [2.0] * 3, "ropebend.layer_attn_factor": [1.0, 11.0, 1.0]},
+            "ropebend.layer_attn_factor[1]: expected a finite factor in [0.1, 10], got 11",
+        ),
+        (
+            PLANS | {"ropebend.plan.up_to": np.array([8, 8], np.uint32)},
+            "plan.up_to[1]: expected numbers of tokens that",
+        ),
+        (PLANS | {"ropebend.layer_scale": [2.0] * 3}, "expected 6 scales, for 2 plans one per block, got 3"),
+        (PLANS | {"ropebend.layer_scale": [0.0, 1.0, 1.0] * 2}, "layer_scale[0]: expected a finite scale"),
+        ({"ropebend.version": 2, "ropebend.layer_scale": [0.0] * 3}, "layer_scale[0]: expected a finite scale"),
         ({"ropebend.version": 1, "ropebend.layer_scale": [1.0] * 2}, "expected 3 scales, one per block, got 2"),
         ({"ropebend.version": 1, "ropebend.layer_scale": [1.0, 0.0, 1.0]}, "layer_scale[1]: expected a finite"),
         ({"ropebend.version": 1, "ropebend.layer_scale": 2.0}, "expected an array of f32, got a f32"),
@@ -233,8 +283,17 @@ def test_ropebend_itself_refuses_to_scale_twice(scaled: Path) -> None:
 
 def test_under_sanitizers(tmp_path: Path, plain: Path, scaled: Path, decode: Path) -> None:
     """The library itself, built with ASan and UBSan, in the unmodified program."""
-    sources = ["architectures", "ggml_layout", "gguf_metadata", "gguf_scan", "graph_owner", "pointer_map", "preload"]
-    sources += ["rope_plan", "scaled_file"]
+    sources = [
+        "announce",
+        "architectures",
+        "ggml_layout",
+        "gguf_metadata",
+        "gguf_scan",
+        "graph_owner",
+        "pointer_map",
+        "preload",
+    ]
+    sources += ["loaded_libraries", "rope_plan", "scaled_file"]
     library = compile_c(
         tmp_path / "libropebend_preload.so",
         [ROOT / "csrc" / f"{name}.c" for name in sources],
