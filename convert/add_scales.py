@@ -117,6 +117,8 @@ def add_scales(
             job = Job.prepare(source, scaling, out, in_place, force, shards)
             if remove and not job.rewrite.replaced and not in_place:
                 raise RopebendError(f"{model}: carries no ropebend keys, nothing to remove; nothing was written")
+            for text in job.warnings if not as_json else []:
+                print(f"warning: {text}", file=sys.stderr)
             if dry_run:
                 outcome, lines = None, planned(job)
             else:

@@ -19,6 +19,7 @@ from ropebend.convert.transfer import Progress, write_at
 from ropebend.convert.verify import read_back, verify
 from ropebend.errors import RopebendError, UsageError
 from ropebend.scaling import LayerScaling
+from ropebend.stretch import doubts
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Job:
     shards   what becomes of those
     free     bytes free where the target is
     needed   bytes that will be taken there
+    warnings what speaks against the scales
     """
 
     rewrite: Rewrite
@@ -57,6 +59,7 @@ class Job:
     shards: Shards
     free: int
     needed: int
+    warnings: list[str]
 
     @classmethod
     def prepare(
@@ -96,7 +99,9 @@ class Job:
                 elsewhere = os.stat(target.path.parent).st_dev != source.status.st_dev
                 if shards == Shards.COPY or (shards == Shards.LINK and elsewhere):
                     needed += sum(p.source.stat().st_size for p in parts if not p.there)
-            return cls(rewrite, target, edit, parts, shards, check_space(target, needed), needed)
+            free = check_space(target, needed)
+            warnings = [] if rewrite.scaling is None else doubts(rewrite.scaling, _trained_length(source))
+            return cls(rewrite, target, edit, parts, shards, free, needed, warnings)
         except OSError as e:
             raise RopebendError(f"{e.filename or source.path}: {e.strerror}; nothing was changed") from None
 
@@ -187,3 +192,8 @@ class Job:
         if self.rewrite.kept != other_pairs(result):
             raise RopebendError("a key that is not ours is no longer where it was")
         read_back(self.rewrite.scaling, result)
+
+
+def _trained_length(source: GgufFile) -> int | None:
+    n = source.value(f"{source.value('general.architecture')}.context_length")
+    return n if type(n) is int and n > 0 else None

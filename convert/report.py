@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from typing import Any
 
 from ropebend import gguf_keys
 from ropebend.convert.job import Job, Outcome
+from ropebend.shell import command
 
 
 def facts(job: Job, outcome: Outcome | None) -> dict[str, Any]:
@@ -30,6 +30,7 @@ def facts(job: Job, outcome: Outcome | None) -> dict[str, Any]:
         "added": list(rewrite.added),
         "removed": [k for k in rewrite.replaced if k not in rewrite.added],
         "room": rewrite.room,
+        "warnings": job.warnings,
         "parts": dict(outcome.parts if outcome else Counter(job.shards.value for p in job.parts if not p.there)),
     }
 
@@ -64,10 +65,7 @@ def done(job: Job, outcome: Outcome) -> list[str]:
     if scaling is None:
         what = f"removed {len(rewrite.replaced)} {gguf_keys.PREFIX.rstrip('.')} keys"
     else:
-        scales = scaling.layer_scale
-        what = f"{len(scales)} layers, scale {min(scales):g} to {max(scales):g}, method {scaling.rope.method}"
-        if scaling.rope.method != "none":
-            what += f" ×{scaling.rope.factor:g}"
+        what = f"{scaling.n_layer} layers, {scaling}"
         if rewrite.replaced:
             what += " (replaced the scales it carried)"
     if outcome.how == "edited":
@@ -85,7 +83,7 @@ def done(job: Job, outcome: Outcome) -> list[str]:
         if job.target.in_place and rewrite.source.status.st_nlink > 1:
             lines.append("The file had other hard links; those names still hold the old file.")
     if scaling is not None:
-        lines += [f"Next:  ropebend show {shlex.quote(str(path))}", f"       ropebend serve {shlex.quote(str(path))}"]
+        lines += [f"Next:  {command('ropebend', 'show', path)}", f"       {command('ropebend', 'serve', path)}"]
     return lines
 
 

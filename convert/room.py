@@ -4,6 +4,8 @@ In the file our keys stand between two arrays of u8 that no program looks into:
 
     before (count, bytes) | our keys | after (count, bytes)
 
+Each holds a byte at least: gguf-py's writers refuse an empty array.
+
 New keys, with an `after` of their own that reaches to the same end, are first written into the bytes of either array,
 where they are ignored.  Then one write of `before`'s count moves the border: from then on the file holds the new keys
 and the old ones are ignored.  That write lies within one sector, so the file is at every moment the old or the new
@@ -45,15 +47,15 @@ def with_room(pairs: Mapping[str, bytes], at: int, order: str) -> tuple[bytes, i
     The length is a multiple of BLOCK, so that tensor data keeps its place in the blocks of the file system.
     """
     keys = dict(pairs)
-    before = _array(BEFORE, 0, order)
+    before = _array(BEFORE, 1, order)  # its one byte follows
     first = b""
-    if (at + len(before) - 8) // SECTOR != (at + len(before) - 1) // SECTOR:
+    if (at + len(before) - 8) // SECTOR != (at + len(before) - 1) // SECTOR:  # its count
         first = keys.pop(gguf_keys.VERSION)  # never changes; it moves the count off the border of two sectors
     n_keys = N_KEYS - (1 if first else 0)
     n_slot = len(_slot(keys, n_keys, 0, order))
-    size = pad(len(first) + len(before) + 2 * (n_slot + GROWTH), BLOCK)
-    left = size - len(first) - len(before) - n_slot
-    return first + before + _slot(keys, n_keys, left, order) + bytes(left), N_KEYS + 2
+    size = pad(len(first) + len(before) + 1 + 2 * (n_slot + GROWTH), BLOCK)
+    left = size - len(first) - len(before) - 1 - n_slot
+    return first + before + b"\0" + _slot(keys, n_keys, left, order) + bytes(left), N_KEYS + 2
 
 
 def plan_edit(source: GgufFile, pairs: Mapping[str, bytes]) -> Edit | None:
@@ -65,9 +67,10 @@ def plan_edit(source: GgufFile, pairs: Mapping[str, bytes]) -> Edit | None:
     if sum(p.end - p.start for p in ours.values()) > MAX_VALUE_BYTES:
         return None
     found = {k: _bytes(source, k) for k in ours if not k.startswith(gguf_keys.ROOM)}
-    if found == pairs:
+    has_room = BEFORE in ours and AFTER in ours
+    if found == pairs and not (has_room and _has_empty_array(source)):
         return Edit()
-    if BEFORE in ours and AFTER in ours:
+    if has_room:
         return _within_room(source, pairs)
     if len(ours) == len(found) and {k: len(v) for k, v in found.items()} == {k: len(v) for k, v in pairs.items()}:
         start, end = min(p.start for p in ours.values()), max(p.end for p in ours.values())
@@ -97,10 +100,10 @@ def _within_room(source: GgufFile, pairs: Mapping[str, bytes]) -> Edit | None:
         return None
     start, used, end = before.value + 12, after.value + 12, after.end
     n = len(_slot(keys, len(slot), 0, source.order))
-    if n <= before.end - start:
-        at = start
-    elif n <= end - used:
-        at = end - n
+    if n + 1 <= before.end - start:  # one byte stays in `before`
+        at = start + 1
+    elif n + 1 <= end - used:  # and one in `after`
+        at = end - n - 1
     else:
         return None
     commit = _in_one_sector(source, start - 8, struct.pack(f"{source.order}Q", at - start))
@@ -135,6 +138,11 @@ def _name(key: str, order: str) -> bytes:
 def _is_u8_array(source: GgufFile, pair: KeyValue) -> bool:
     item_type = struct.pack(f"{source.order}I", GGUFValueType.UINT8)
     return pair.type == GGUFValueType.ARRAY and _read(source, pair.value, pair.value + 4) == item_type
+
+
+def _has_empty_array(source: GgufFile) -> bool:
+    """True if an earlier ropebend made the room: gguf-py's writers refuse what it left."""
+    return any(source.pairs[key].end - source.pairs[key].value <= 12 for key in (BEFORE, AFTER))
 
 
 def _bytes(source: GgufFile, key: str) -> bytes:

@@ -54,6 +54,23 @@ class LayerScaling:
         """Number of blocks (GGUF block_count)."""
         return len(self.layer_scale)
 
+    @property
+    def is_unscaled(self) -> bool:
+        """True if nothing differs from the model without scales."""
+        return self.rope.factor == 1.0 and self.rope.method != "yarn" and set(self.layer_scale) == {1.0}
+
+    @property
+    def is_judged(self) -> bool:
+        """True if the search that found the scales tested them on items it had not seen."""
+        scores = self.provenance.get("scores")
+        return isinstance(scores, Mapping) and bool(scores.get("test"))
+
+    @property
+    def n_ctx(self) -> int | None:
+        """The context in tokens that the scales were searched at, if known."""
+        n = self.provenance.get("n_ctx")
+        return n if type(n) is int and n > 0 else None
+
     def __str__(self) -> str:
         """In a few words, for a line of a log or table: "scale 1–1.42, ntk ×2"."""
         low, high = min(self.layer_scale), max(self.layer_scale)

@@ -22,6 +22,7 @@ from ropebend.search.spec import (
     SearchSpec,
     TaskSpec,
 )
+from ropebend.shell import command
 
 if TYPE_CHECKING:
     from ropebend.search.outcome import Cost, Outcome
@@ -170,8 +171,8 @@ def search_command(
         print_outcome(outcome)
         print(f"\nwrote {part / 'factors.json'} and {part / 'report.html'}")
         if outcome.interrupted:
-            print(f"go on:  ropebend search --resume {output}")
-        print(f"next:   ropebend add-scales {Path(spec.model)} {part / 'factors.json'}\n")
+            print(f"go on:  {command('ropebend', 'search', '--resume', output)}")
+        print(f"next:   {command('ropebend', 'add-scales', Path(spec.model), part / 'factors.json')}\n")
         if outcome.interrupted:
             raise typer.Exit(130)
     if len(runs) > 1:

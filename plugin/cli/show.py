@@ -9,6 +9,7 @@ import typer
 
 from ropebend.errors import RopebendError
 from ropebend.scaling import LayerScaling
+from ropebend.shell import command
 
 
 def show(
@@ -48,8 +49,8 @@ def read_scaling(file: Path) -> tuple[LayerScaling, str]:
     info = ModelInfo.read(file)
     if info.scaling is None:
         raise RopebendError(
-            f"{file}: carries no layer scales; find some with `ropebend search {file}` and write them with "
-            f"`ropebend add-scales {file} factors.json`"
+            f"{file}: carries no layer scales; find some with `{command('ropebend', 'search', file)}` and write them "
+            f"with `{command('ropebend', 'add-scales', file, 'factors.json')}`"
         )
     return (
         info.scaling,

@@ -100,7 +100,7 @@ def factors(tmp_path: Path) -> Path:
         "block_count": N_LAYER,
         "layer_scale": SCALES,
         "rope": {"method": "yarn", "factor": 2.5},
-        "provenance": {"task": "kv", "score": 0.5, "note": "größer"},
+        "provenance": {"task": "kv", "scores": {"test": {"bezier ga": 0.5}}, "note": "größer"},
     }
     path.write_text(json.dumps(data), encoding="utf-8")
     return path

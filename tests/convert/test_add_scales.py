@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,10 @@ from typing import Any
 
 import pytest
 from gguf import GGUFEndian, GGUFReader, GGUFValueType
+from random_models import write_llama
+from typer.testing import CliRunner
+
+from ropebend.cli import app
 
 Cli = Callable[..., tuple[int, str, str]]
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -42,7 +48,7 @@ def test_script_writes_beside_the_model(script: Script, model: Path, factors: Pa
     assert (done.returncode, done.stderr) == (0, "")
     result = model.with_name("model.ropebend.gguf")
     assert done.stdout == (
-        "model.ropebend.gguf: 3 layers, scale 1 to 4, method yarn ×2.5; "
+        "model.ropebend.gguf: 3 layers, scale 1–4, yarn ×2.5; "
         f"{result.stat().st_size:,} bytes, verified\n"
         f"{room(result):,} bytes of room: --in-place changes these scales without a rewrite from now on.\n"
         "Next:  ropebend show model.ropebend.gguf\n"
@@ -397,3 +403,40 @@ def test_a_file_name_that_is_not_unicode(script: Script, model: Path, factors: P
     done = script(os.fsdecode(name), factors)
     assert (done.returncode, done.stderr) == (0, "")
     assert "m\\udcff.ropebend.gguf: 3 layers" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["-dash.gguf", "two words.gguf", "it's $HOME;x.gguf", "--version"])
+def test_every_printed_command_can_be_pasted(
+    cli: Cli, tmp_path: Path, factors: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    monkeypatch.chdir(tmp_path)
+    write_llama(Path(name))
+    code, out, _ = cli("--", name, factors)
+    assert code == 0
+    commands = re.findall(r"^(?:Next: )? +(ropebend .*)$", out, re.MULTILINE)
+    assert [shlex.split(c)[1] for c in commands] == ["show", "serve"]
+    shown = CliRunner().invoke(app, shlex.split(commands[0])[1:])
+    assert shown.exit_code == 0, shown.output
+    assert "layer   scale" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("scales", "more", "expected"),
+    [
+        ([1, 1, 1], {}, "every scale is 1"),
+        ([1, 2, 1], {}, "not judged on unseen items"),
+        ([1, 2, 1], {"n_ctx": 256, "scores": {"test": {"bezier ga": 1}}}, "256 tokens are 4 times the 64"),
+        ([1, 4, 1], {"n_ctx": 256, "scores": {"test": {"bezier ga": 1}}}, None),
+    ],
+)
+def test_scales_that_promise_little_are_written_with_a_warning(
+    cli: Cli, model: Path, tmp_path: Path, scales: list[float], more: dict[str, Any], expected: str | None
+):
+    factors = tmp_path / "f.json"
+    factors.write_text(json.dumps({"format": "ropebend/1", "layer_scale": scales, "provenance": more}))
+    for extra in ([], ["--dry-run", "--force"]):
+        code, _, err = cli(model, factors, *extra)
+        assert code == 0
+        assert (err.startswith("warning: ") and expected in err) if expected else err == ""
+    told = json.loads(cli(model, factors, "--json", "--force")[1])["warnings"]
+    assert [f"warning: {t}\n" for t in told] == ([err] if expected else [])

@@ -81,7 +81,7 @@ def test_gguf_py_reads_our_keys_with_their_types(make_model: MakeModel, endian: 
     assert LayerScaling.from_metadata(values, "llama", 3) == SCALING
     room = {k: f for k, f in fields.items() if k.startswith("ropebend.room.")}
     assert {k: f.types for k, f in room.items()} == {
-        "ropebend.room.before": [types.ARRAY],
+        "ropebend.room.before": [types.ARRAY, types.UINT8],
         "ropebend.room.after": [types.ARRAY, types.UINT8],
     }
 

@@ -1,0 +1,29 @@
+"""How far scales stretch a model, and what speaks against them."""
+
+from __future__ import annotations
+
+from ropebend.scaling import LayerScaling
+
+
+def doubts(scaling: LayerScaling, n_ctx_train: int | None, n_ctx: int | None = None) -> list[str]:
+    """What a user of these scales should know, a sentence each.
+
+    n_ctx  tokens they are to be used at; default: those they were searched at, if known
+    """
+    out = []
+    if scaling.is_unscaled:
+        return ["every scale is 1: this is the model as it is without scales"]
+    if not scaling.is_judged:
+        out.append(
+            "these scales were not judged on unseen items (provenance.scores.test is missing): "
+            "compare them with --no-scaling in `ropebend eval`"
+        )
+    n_ctx = n_ctx or scaling.n_ctx
+    if n_ctx is not None and n_ctx_train is not None:
+        needed, most = n_ctx / n_ctx_train, max(scaling.layer_scale) * scaling.rope.factor_at(n_ctx)
+        if needed > 1 and most < needed:
+            out.append(
+                f"{n_ctx} tokens are {needed:.3g} times the {n_ctx_train} that the model was trained at, "
+                f"and no layer is stretched by more than {most:.3g}: expect worse answers at the end"
+            )
+    return out
