@@ -5,57 +5,33 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from enum import Enum
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from ropebend.cli.options import takes_runtime
 from ropebend.errors import RopebendError, UsageError
-from ropebend.runtime import MAX_THREADS
-from ropebend.server.engine import Engine, EngineOptions
-from ropebend.server.openai.app import MAX_BODY, create_app
-from ropebend.server.openai.serving import names_of
-from ropebend.server.process import Server, run
+from ropebend.runtime import Runtime
 
 log = logging.getLogger("ropebend.server")
 
 
-class CacheType(str, Enum):
-    """`ropebend.runtime.CACHE_TYPES`, as choices of a flag."""
+Pooling = Literal["mean", "cls", "last"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
-    f32 = "f32"
-    f16 = "f16"
-    bf16 = "bf16"
-    q8_0 = "q8_0"
-    q5_1 = "q5_1"
-    q5_0 = "q5_0"
-    q4_1 = "q4_1"
-    q4_0 = "q4_0"
+#: As llama-server: many texts share a step, so that prompts are computed in larger pieces than a search does.
+RUNTIME = Runtime(n_ubatch=512, flash_attn=True)
 
 
-class Pooling(str, Enum):
-    """What an embedding is made of."""
-
-    mean = "mean"
-    cls = "cls"
-    last = "last"
-
-
-class LogLevel(str, Enum):
-    """Lowest level that is printed; debug adds an access log."""
-
-    debug = "debug"
-    info = "info"
-    warning = "warning"
-    error = "error"
-
-
+@takes_runtime(RUNTIME)
 def serve(
     model: Annotated[
         Path,
         typer.Argument(envvar="ROPEBEND_MODEL", help="GGUF file. Layer scales in it are in effect without any flag."),
     ],
+    *,
     host: Annotated[str, typer.Option(envvar="ROPEBEND_HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(envvar="ROPEBEND_PORT", min=0, max=65535, help="Port to listen on; 0: any free one.")
@@ -67,8 +43,8 @@ def serve(
             "-c",
             envvar="ROPEBEND_CTX_SIZE",
             min=0,
-            help="Context in tokens, may go beyond the trained length; 0: what the scales were tested at, "
-            "if the file says so, else the trained length.",
+            help="Context in tokens, may go beyond the trained length; 0: the trained length, or what the scales were "
+            "tested at if that is more.",
         ),
     ] = 0,
     parallel: Annotated[
@@ -90,52 +66,7 @@ def serve(
             help="KV cells that all slots and the cache of ended texts share; 0: as many as --ctx-size.",
         ),
     ] = 0,
-    batch_size: Annotated[
-        int,
-        typer.Option("--batch-size", "-b", envvar="ROPEBEND_BATCH_SIZE", min=2, help="Tokens of one step."),
-    ] = 512,
-    ubatch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--ubatch-size",
-            "-ub",
-            envvar="ROPEBEND_UBATCH_SIZE",
-            min=1,
-            help="Prompt tokens computed at once; default 512, or --batch-size if that is less.",
-        ),
-    ] = None,
-    threads: Annotated[
-        int,
-        typer.Option(
-            "--threads",
-            "-t",
-            envvar="ROPEBEND_THREADS",
-            min=0,
-            max=MAX_THREADS,
-            help="CPU threads; 0: every core there is.",
-        ),
-    ] = 0,
-    n_gpu_layers: Annotated[
-        int,
-        typer.Option(
-            "--n-gpu-layers",
-            "--gpu-layers",
-            "-ngl",
-            envvar="ROPEBEND_N_GPU_LAYERS",
-            min=-1,
-            help="Layers on the GPU; -1: all. Needs a llama-cpp-python built for it.",
-        ),
-    ] = 0,
-    flash_attn: Annotated[
-        bool, typer.Option("--flash-attn/--no-flash-attn", envvar="ROPEBEND_FLASH_ATTN", help="Use flash attention.")
-    ] = True,
-    cache_type_k: Annotated[
-        CacheType, typer.Option(envvar="ROPEBEND_CACHE_TYPE_K", help="Type of the cached keys.")
-    ] = CacheType.f16,
-    cache_type_v: Annotated[
-        CacheType,
-        typer.Option(envvar="ROPEBEND_CACHE_TYPE_V", help="Type of the cached values; a q type needs --flash-attn."),
-    ] = CacheType.f16,
+    runtime: Runtime = RUNTIME,
     alias: Annotated[
         list[str] | None,
         typer.Option(
@@ -169,7 +100,7 @@ def serve(
     ] = None,
     max_body_size: Annotated[
         int, typer.Option(envvar="ROPEBEND_MAX_BODY_SIZE", min=1024, help="Largest request body in bytes.")
-    ] = MAX_BODY,
+    ] = 16 * 2**20,
     factors: Annotated[
         Path | None,
         typer.Option(envvar="ROPEBEND_FACTORS", help="factors.json with layer scales to use instead of the file's."),
@@ -199,45 +130,47 @@ def serve(
     ] = 5,
     log_level: Annotated[
         LogLevel, typer.Option(envvar="ROPEBEND_LOG_LEVEL", help="What to print on stderr; debug logs each access.")
-    ] = LogLevel.info,
+    ] = "info",
 ) -> None:
     """Serve MODEL over the OpenAI API until SIGTERM or Ctrl+C."""
     if factors is not None and no_scaling:
         raise UsageError("--factors and --no-scaling: expected only one of them")
-    if ubatch_size is not None and ubatch_size > batch_size:
-        raise UsageError(f"--ubatch-size: expected at most --batch-size {batch_size}, got {ubatch_size}")
+    n_batch = runtime.n_batch
+    if runtime.n_ubatch == RUNTIME.n_ubatch:  # nobody asked for it
+        runtime = replace(runtime, n_ubatch=min(runtime.n_ubatch, n_batch))
+    if runtime.n_ubatch > n_batch:
+        raise UsageError(f"--ubatch-size: expected at most --batch-size {n_batch}, got {runtime.n_ubatch}")
     _refuse_blank(ROPEBEND_API_KEY=api_key, ROPEBEND_API_KEY_FILE=api_key_file)
     keys = [key.strip() for key in api_key or []]
     if not all(keys):
         raise UsageError("--api-key: expected a key, got an empty one")
     if api_key_file is not None:
         keys += _keys_of(api_key_file)
-    if parallel is not None and parallel >= batch_size:
-        raise UsageError(f"--parallel: expected less than --batch-size {batch_size}, got {parallel}")
+    if parallel is not None and parallel >= n_batch:
+        raise UsageError(f"--parallel: expected less than --batch-size {n_batch}, got {parallel}")
+    # later, for the command line's sake: llama.cpp and FastAPI take longer than --help
+    from ropebend.server.engine import Engine, EngineOptions
+    from ropebend.server.openai.app import create_app
+    from ropebend.server.openai.serving import names_of
+    from ropebend.server.process import Server, run
+
     options = EngineOptions(
         model=model,
         n_ctx=ctx_size,
         n_cells=kv_size,
-        n_slots=parallel or min(16, batch_size - 1),
-        n_batch=batch_size,
-        n_ubatch=ubatch_size or min(512, batch_size),
-        n_threads=threads,
-        n_gpu_layers=n_gpu_layers,
-        flash_attn=flash_attn,
-        type_k=cache_type_k.value,
-        type_v=cache_type_v.value,
+        n_slots=parallel or min(16, n_batch - 1),
+        runtime=runtime,
         factors=factors,
         no_scaling=no_scaling,
-        pooling=pooling.value if pooling is not None else None,
+        pooling=pooling,
         queue_size=queue_size,
     )
-    level = log_level.value.upper()
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
-    log.setLevel(level)
+    log.setLevel(log_level.upper())
     engine = Engine(options, on_failure=lambda: server.end_now())
     names = names_of(model, alias or (), any_model)
     app = create_app(engine, keys, names=names, cors_origins=cors_origin or [], max_body=max_body_size)
-    server = Server(app, engine, grace, debug=log_level is LogLevel.debug)
+    server = Server(app, engine, grace, debug=log_level == "debug")
     run(server, engine, host, port)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import llama_cpp
@@ -17,7 +17,9 @@ from ropebend.errors import RopebendError
 from ropebend.model import Model, scaling_for
 from ropebend.model_info import ModelInfo
 from ropebend.plan import Plan
+from ropebend.runtime import Runtime
 from ropebend.scaling import LayerScaling
+from ropebend.server.engine import context_size
 from ropebend.server.engine.requests import Pooling
 
 log = logging.getLogger("ropebend.server")
@@ -27,12 +29,10 @@ log = logging.getLogger("ropebend.server")
 class EngineOptions:
     """What to load and how to run it; sizes in tokens.
 
-    n_ctx         0: the context the scales were tested at if the file says so, else the trained one
+    n_ctx         0: see `context_size.choose`
     n_cells       KV cells, shared by all requests and the cache of ended ones; 0: n_ctx
     n_slots       requests computed at once
-    n_batch       tokens of a step, after which a cancelled request stops
-    n_threads     0: every core this process may use
-    n_gpu_layers  -1: all
+    runtime       how llama.cpp runs; n_batch are the tokens of a step, after which a cancelled request stops
     factors       scales to use instead of those in the file
     no_scaling    run unscaled
     pooling       of embeddings; None: what the file says, else "mean"
@@ -43,13 +43,7 @@ class EngineOptions:
     n_ctx: int = 0
     n_cells: int = 0
     n_slots: int = 16
-    n_batch: int = 512
-    n_ubatch: int = 512
-    n_threads: int = 0
-    n_gpu_layers: int = 0
-    flash_attn: bool = True
-    type_k: str = "f16"
-    type_v: str = "f16"
+    runtime: Runtime = field(default_factory=Runtime)
     factors: Path | None = None
     no_scaling: bool = False
     pooling: Pooling | None = None
@@ -112,9 +106,7 @@ class Facts:
 
 def load_model(o: EngineOptions) -> Model:
     """The model of these options.  RopebendError if it cannot be served."""
-    if o.n_gpu_layers != 0 and not lib.llama_supports_gpu_offload():
-        log.warning("this build of llama.cpp has no GPU support: --n-gpu-layers has no effect")
-    model = Model(o.model, n_gpu_layers=o.n_gpu_layers)
+    model = Model(o.model, n_gpu_layers=o.runtime.n_gpu_layers)
     if lib.llama_model_has_encoder(model.handle):
         name = f"{model.info.path}: {model.info.architecture}"
         model.close()
@@ -126,11 +118,11 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
     """A context for all slots, and the facts, which it logs."""
     info = model.info
     scaling = None if o.no_scaling else scaling_for(info, o.factors)
-    n_ctx, why = choose_n_ctx(o.n_ctx, info, scaling)
+    n_ctx, why = context_size.choose(o.n_ctx, info.n_ctx_train, scaling)
     n_cells = o.n_cells or n_ctx
     if n_cells < n_ctx:
         raise RopebendError(f"--kv-size: expected at least the context of {n_ctx} tokens, got {n_cells}")
-    n_batch = min(o.n_batch, n_ctx)
+    n_batch = min(o.runtime.n_batch, n_ctx)
     # llama.cpp asserts that a batch has room for one output of each sequence
     n_seqs = min(llama_cpp.llama_max_parallel_sequences(), n_batch)
     n_slots = min(o.n_slots, n_seqs - 1)
@@ -142,14 +134,9 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
     context = Context(
         model,
         n_ctx=n_cells,
-        n_batch=n_batch,
-        n_ubatch=o.n_ubatch,
         n_seq_max=n_seqs,
-        n_threads=o.n_threads,
-        flash_attn=o.flash_attn,
-        type_k=o.type_k,
-        type_v=o.type_v,
         scaling=scaling,
+        **{**o.runtime.context, "n_batch": n_batch},
     )
     facts = Facts(
         created=int(time.time()),
@@ -178,7 +165,9 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
     size = f"{info.n_layer} layers, {facts.n_params:,} parameters"
     log.info("model %s: %s, %s", info.name, info.architecture, size)
     log.info("layer scales: %s", describe_scaling(scaling, o, info))
-    log.info("context: %s", describe_context(n_ctx, why, info, scaling))
+    log.info("context: %s", context_size.describe(n_ctx, why, info.n_ctx_train, facts.scaling))
+    for warning in context_size.warnings(n_ctx, info.n_ctx_train, facts.scaling):
+        log.warning("%s", warning)
     log.info("slots: %d over %d shared KV cells", n_slots, n_cells)
     return context, facts
 
@@ -228,31 +217,9 @@ def _special(model: Model, token: int) -> str:
     return model.piece(token, special=True).decode(errors="replace") if token >= 0 else ""
 
 
-def choose_n_ctx(asked: int, info: ModelInfo, scaling: LayerScaling | None) -> tuple[int, str]:
-    """Context size in tokens, and why: `asked` if given, else what the scales were tested at, else the trained one."""
-    if asked:
-        return asked, "as asked"
-    tested = scaling.provenance.get("n_ctx") if scaling is not None else None
-    if type(tested) is int and tested > 0:
-        return tested, "what the scales were tested at"
-    return info.n_ctx_train, "what the model was trained at"
-
-
 def describe_scaling(scaling: LayerScaling | None, o: EngineOptions, info: ModelInfo) -> str:
     """One line for the log: which scales are in effect and where they come from."""
     if scaling is None:
         off = o.no_scaling and info.scaling is not None
         return "off (--no-scaling), although the file carries some" if off else "none"
-    low, high = min(scaling.layer_scale), max(scaling.layer_scale)
-    rope = scaling.rope
-    method = f", times {rope.method} {rope.factor:g}" if rope.method != "none" else ""
-    return f"{low:g} to {high:g}{method}, from {o.factors or 'the model file'}"
-
-
-def describe_context(n_ctx: int, why: str, info: ModelInfo, scaling: LayerScaling | None) -> str:
-    """One line for the log: the size, why, and plainly whether it goes beyond the training."""
-    line = f"{n_ctx} tokens ({why})"
-    if n_ctx <= info.n_ctx_train:
-        return line
-    help_ = "the layer scales stretch it" if scaling is not None else "nothing stretches it, expect worse answers there"
-    return f"{line}, {n_ctx / info.n_ctx_train:.3g} times the {info.n_ctx_train} the model was trained at: {help_}"
+    return f"{scaling}, from {o.factors or 'the model file'}"

@@ -10,7 +10,8 @@ class TextStream:
     """Decodes UTF-8 across token borders and watches for stop strings.
 
     What `feed` returns is final: it never holds part of a character, nor text that may turn out to be the beginning
-    of a stop string.  However the bytes are split over calls, the pieces join to the same text.
+    of a stop string.  However the bytes are split over calls, the pieces join to the same text.  Hidden bytes, the
+    names of control tokens, take part in stop strings and are not returned.
 
     stopped    True once a stop string was found; it and what follows is dropped
     n_decoded  characters decoded so far, sent or held back
@@ -22,17 +23,22 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = tuple(stop)
         self._held = ""
+        self._hidden = bytearray()  # for each held character, 1 if it is not to be returned
         self.stopped = False
         self.n_decoded = 0
         self.n_sent = 0
 
-    def feed(self, data: bytes, *, final: bool = False) -> str:
+    def feed(self, data: bytes, *, final: bool = False, hidden: bool = False) -> str:
         """Add bytes and return the text that is now certain; with `final` everything that is left."""
         if self.stopped:
             return ""
-        decoded = self._decoder.decode(data, final)
-        self.n_decoded += len(decoded)
+        if hidden:  # a whole name; half a character before it goes on after it
+            decoded = data.decode(errors="replace")
+        else:
+            decoded = self._decoder.decode(data, final)
+            self.n_decoded += len(decoded)
         self._held += decoded
+        self._hidden += bytes([hidden]) * len(decoded)
         # The match that ends first wins: that is the one a character-by-character reader would see.
         hits = [(at + len(s), at) for s in self._stop if (at := self._held.find(s)) >= 0]
         if hits:
@@ -41,6 +47,9 @@ class TextStream:
         else:
             cut = len(self._held) if final else len(self._held) - self._n_suspect()
         out, self._held = self._held[:cut], self._held[cut:]
+        hidden_out, self._hidden = self._hidden[:cut], self._hidden[cut:]
+        if any(hidden_out):
+            out = "".join(c for c, h in zip(out, hidden_out, strict=True) if not h)
         self.n_sent += len(out)
         return out
 

@@ -138,7 +138,11 @@ class TextWriter:
         if g.n_logprobs is not None:
             offset = len(self._prompt_text) + text.n_decoded
             self._untold.append(token_logprob(self._model, token, logits, g.n_logprobs, offset))
-        self._ready += text.feed(self._model.piece(token, special=g.show_control))
+        piece = self._model.piece(token, special=g.show_control)
+        if piece or not g.stop:
+            self._ready += text.feed(piece)
+        else:  # a control token: a stop string may name it
+            self._ready += text.feed(self._model.piece(token, special=True), hidden=True)
         if text.stopped:
             return self._finish("stop")
         if self.n_generated == g.max_tokens:

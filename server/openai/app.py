@@ -14,8 +14,6 @@ from ropebend.server.openai import chat, completions, embeddings, errors, info, 
 from ropebend.server.openai.middleware import BodyLimit, CleanPath, KeyCheck
 from ropebend.server.openai.serving import Names, names_of
 
-MAX_BODY = 16 * 2**20
-
 
 def create_app(
     engine: Engine,
@@ -23,7 +21,7 @@ def create_app(
     *,
     names: Names | None = None,
     cors_origins: Sequence[str] = (),
-    max_body: int = MAX_BODY,
+    max_body: int = 16 * 2**20,
 ) -> FastAPI:
     """The server's application around an engine, which may still be loading.
 

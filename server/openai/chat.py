@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ropebend.errors import RopebendError
@@ -29,6 +29,11 @@ from ropebend.server.openai.serving import Served, Serving
 from ropebend.server.structured import grammars
 
 router = APIRouter()
+
+
+def _not_zero(value: Any) -> Any:
+    # of llama-server, which takes the number of /v1/completions here, too
+    return False if type(value) is int and value == 0 else value
 
 
 class NamedFunction(Body):
@@ -84,7 +89,7 @@ class ChatRequest(GenerationBody):
 
     messages: Messages
     max_completion_tokens: MaxTokens | None = None
-    logprobs: bool | None = None
+    logprobs: Annotated[bool, BeforeValidator(_not_zero)] | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
 
     response_format: ResponseFormat | None = None

@@ -108,6 +108,7 @@ GENERATION: dict[str, Rule] = {
     "ignore_eos": only(False),
     "n_indent": only(0),
     "t_max_predict_ms": NOT_POSITIVE,
+    "t_max_prompt_ms": NOT_POSITIVE,
     # llama-server: what more to answer
     "n_probs": only(0),
     "post_sampling_probs": only(False),
@@ -130,7 +131,13 @@ GENERATION: dict[str, Rule] = {
     "reasoning_in_content": only(False),
     "reasoning_control": only(False),
     "reasoning_budget_tokens": only(-1),
+    "reasoning_budget_start_tag": only(""),
+    "reasoning_budget_end_tag": only(""),
+    "reasoning_budget_end_tags": only([]),
+    "reasoning_budget_message": only(""),
     "thinking_budget_tokens": only(-1),
+    "chat_format": only(0),
+    "chat_parser": only(""),
     "generation_prompt": only(""),
     # vLLM and other servers
     "min_tokens": only(0),

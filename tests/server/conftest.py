@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,9 +22,10 @@ import openai
 import pytest
 from random_models import add_scaling
 
+from ropebend.runtime import Runtime
 from ropebend.scaling import LayerScaling
-from ropebend.server.engine.engine import Engine
-from ropebend.server.engine.loading import EngineOptions
+from ropebend.server.cli import RUNTIME
+from ropebend.server.engine import Engine, EngineOptions
 from ropebend.server.openai.app import create_app
 
 N_LAYER, N_EMBD, N_HEAD, N_FF, N_CTX_TRAIN = 3, 64, 4, 96, 256
@@ -122,6 +124,13 @@ def write_model(
     return path
 
 
+def engine_options(model: Path, **given: Any) -> EngineOptions:
+    """Options by name, those of `Runtime` among them; one thread and a server's other defaults."""
+    names = {f.name for f in fields(Runtime)}
+    runtime = replace(RUNTIME, n_threads=1, **{k: given.pop(k) for k in [*given] if k in names})
+    return EngineOptions(model, runtime=runtime, **given)
+
+
 def ask(method: str, path: str, *, headers: Any = None, content: Any = None, json: Any = None, **options: Any) -> Any:
     """One request, without sockets, to an application whose engine has not loaded.  options: of `create_app`."""
 
@@ -149,7 +158,8 @@ SCALES = (1.5, 1.0, 3.0)
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """plain, scaled (scales tested at 1,024 tokens), one without a chat template, and one with SentencePiece."""
     folder = tmp_path_factory.mktemp("models")
-    scaling = LayerScaling(SCALES, "llama", provenance={"n_ctx": 1024})
+    scores = {"test": {"layers": {"kv": 0.5}}}
+    scaling = LayerScaling(SCALES, "llama", provenance={"n_ctx": 1024, "scores": scores})
     return {
         "plain": write_model(folder / "tiny.gguf"),
         "scaled": write_model(folder / "tiny-scaled.gguf", scaling),

@@ -14,18 +14,15 @@ import pytest
 from ropebend.context import Batch, Context
 from ropebend.errors import RopebendError
 from ropebend.model import Model
-from ropebend.runtime import CACHE_TYPES
-from ropebend.scaling import LayerScaling
-from ropebend.server.cli import CacheType
 from ropebend.server.engine.engine import Engine
 from ropebend.server.engine.events import Cancelled, Completed, Event, Failed, Finished, Piece
-from ropebend.server.engine.loading import EngineOptions, choose_n_ctx, describe_context
+from ropebend.server.engine.loading import EngineOptions
 from ropebend.server.engine.requests import Generation, QueueFull, Unavailable
 from ropebend.server.engine.runner import Runner
 from ropebend.server.engine.sampling import Sampler, Sampling
 from ropebend.server.engine.writer import TextWriter
 
-from ..conftest import TOKEN, wait_for
+from ..conftest import TOKEN, engine_options, wait_for
 
 GREEDY = Sampling(temperature=0)
 PROMPT = [3 + byte for byte in b"dog"]
@@ -51,7 +48,7 @@ def make_engine(models: dict[str, Path]) -> Iterator[Callable[..., Engine]]:
     made: list[Engine] = []
 
     def make(name: str = "plain", **options: Any) -> Engine:
-        engine = Engine(EngineOptions(models[name], n_threads=1, **options))
+        engine = Engine(engine_options(models[name], **options))
         made.append(engine)
         engine.start()
         wait_for(lambda: engine.facts or engine.failure)
@@ -61,10 +58,6 @@ def make_engine(models: dict[str, Path]) -> Iterator[Callable[..., Engine]]:
     yield make
     for engine in made:
         assert engine.stop(60)
-
-
-def test_every_cache_type_can_be_chosen() -> None:
-    assert {t.value for t in CacheType} == set(CACHE_TYPES)
 
 
 def test_events_of_a_job(make_engine: Callable[..., Engine]) -> None:
@@ -311,7 +304,7 @@ def test_logits_that_are_not_numbers_are_an_error(
 
 def test_a_crash_ends_every_job_and_is_reported(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     failed, hold = threading.Event(), threading.Event()
-    engine = Engine(EngineOptions(models["plain"], n_threads=1), on_failure=failed.set)
+    engine = Engine(engine_options(models["plain"]), on_failure=failed.set)
 
     def crash(*_: Any) -> None:
         hold.wait(60)
@@ -393,15 +386,3 @@ def test_loading_a_file_that_is_no_model_fails_with_its_reason(tmp_path: Path) -
         engine.submit([Generation([1], 1)], lambda _: None)
     with pytest.raises(Unavailable, match="not a GGUF file"):
         engine.tokenize("a")
-
-
-def test_the_context_follows_the_scales(models: dict[str, Path]) -> None:
-    with Model(models["scaled"]) as model:
-        info = model.info
-    assert choose_n_ctx(0, info, info.scaling) == (1024, "what the scales were tested at")
-    assert choose_n_ctx(0, info, None) == (256, "what the model was trained at")
-    assert choose_n_ctx(0, info, LayerScaling((1.0,) * 3, provenance={"n_ctx": "2k"}))[0] == 256
-    assert choose_n_ctx(300, info, info.scaling) == (300, "as asked")
-    assert describe_context(256, "why", info, None) == "256 tokens (why)"
-    assert "2 times the 256 the model was trained at: nothing stretches it" in describe_context(512, "", info, None)
-    assert "the layer scales stretch it" in describe_context(512, "", info, info.scaling)

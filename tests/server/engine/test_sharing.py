@@ -22,13 +22,12 @@ from ropebend.rope_method import RopeMethod
 from ropebend.scaling import LayerScaling
 from ropebend.server.engine.engine import Engine
 from ropebend.server.engine.events import Completed, Embedding, Event, Failed, Finished, Piece
-from ropebend.server.engine.loading import EngineOptions
 from ropebend.server.engine.outputs import Outputs
 from ropebend.server.engine.requests import Embed, Generation, Request, Submission
 from ropebend.server.engine.sampling import Sampling
 from ropebend.server.engine.writer import EmbeddingWriter, TextWriter
 
-from ..conftest import SCALES, wait_for, write_model
+from ..conftest import SCALES, engine_options, wait_for, write_model
 from ..exactness import Reference, assert_nearly_all_equal, assert_same
 
 GREEDY = Sampling(temperature=0)
@@ -65,7 +64,7 @@ def load(tmp_path: Path) -> Iterator[Callable[..., Answers]]:
     engines: list[Engine] = []
 
     def make(path: Path, **options: Any) -> Answers:
-        engine = Engine(EngineOptions(path, n_threads=1, **options))
+        engine = Engine(engine_options(path, **options))
         engines.append(engine)
         engine.start()
         wait_for(lambda: engine.facts or engine.failure)

@@ -75,3 +75,20 @@ def test_what_follows_a_stop_string_is_dropped() -> None:
     assert stream.stopped
     assert stream.feed(b"three") == ""
     assert stream.feed(b"", final=True) == ""
+
+
+def test_hidden_names_stop_the_text_and_are_not_in_it() -> None:
+    stream = TextStream(["<|end|>", "a<|x|>b"])
+    euro = "€".encode()
+    out = [stream.feed(b"one "), stream.feed(b"<|sep|>", hidden=True), stream.feed(euro[:1])]
+    out += [stream.feed(b"<|sep|>", hidden=True), stream.feed(euro[1:] + b"two")]
+    assert "".join(out) == "one €two"
+    assert stream.n_sent == stream.n_decoded == len("one €two")
+    assert stream.feed(b"<|end|>", hidden=True) == ""
+    assert stream.stopped
+    around = TextStream(["a<|x|>b"])
+    said = around.feed(b"ca") + around.feed(b"<|x|>", hidden=True) + around.feed(b"b")
+    assert (said, around.stopped) == ("c", True)
+    not_quite = TextStream(["a<|x|>b"])
+    said = not_quite.feed(b"ca") + not_quite.feed(b"<|x|>", hidden=True) + not_quite.feed(b"c")
+    assert (said, not_quite.stopped) == ("cac", False)

@@ -1,8 +1,10 @@
 """/v1/completions and /v1/models with the openai client against a server process."""
 
 import json
+from collections.abc import Callable
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import httpx
 import llama_cpp
@@ -12,8 +14,9 @@ import pytest
 
 from ropebend.context import Context
 from ropebend.model import Model
+from ropebend.server.openai.serving import names_of
 
-from ..conftest import N_CTX_TRAIN, N_EMBD, TOKEN, Server, counts, wait_for
+from ..conftest import EXACT, N_CTX_TRAIN, N_EMBD, TOKEN, Server, counts, wait_for
 from ..exactness import EPSILON, is_equal, margin
 
 PROMPT = "the happy dog and the little sun"
@@ -133,6 +136,69 @@ def test_the_wire_format_of_a_stream(http: httpx.Client) -> None:
         {"index": 0, "text": "", "logprobs": None, "finish_reason": "length"},
     ]
     assert all("usage" not in c for c in chunks)
+
+
+def test_a_control_token_may_be_a_stop_string(client: openai.OpenAI) -> None:
+    ask: dict[str, Any] = {"model": "tiny", "prompt": PROMPT, "max_tokens": 5, "temperature": 0}
+    always = {str(TOKEN[b"<|user|>"]): 100}
+    for stop in ("<|user|>", "r|>", ["zz", "<|us"]):
+        answer = client.completions.create(**ask, logit_bias=always, stop=stop)
+        assert (answer.choices[0].finish_reason, answer.choices[0].text) == ("stop", "")
+    free = client.completions.create(**ask, logit_bias=always, stop="<|assistant|>")
+    assert (free.choices[0].finish_reason, free.choices[0].text) == ("length", "")
+
+
+def test_no_tokens_are_asked_for(client: openai.OpenAI, http: httpx.Client) -> None:
+    for more in ({"max_tokens": 0}, {"max_completion_tokens": 0}, {"n_predict": 0}):
+        body = {"messages": [{"role": "user", "content": "a"}], **more}
+        answer = http.post("/v1/chat/completions", json=body).json()
+        assert answer["choices"][0]["message"]["content"] == ""
+        assert answer["choices"][0]["finish_reason"] == "length"
+        assert answer["usage"]["completion_tokens"] == 0
+
+
+def test_one_bos_is_enough(start: Callable[..., Server], models: dict[str, Path]) -> None:
+    server = start(models["spm"], *EXACT).wait_until_ready()
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+
+        def tokens(text: str) -> Any:
+            return http.post("/tokenize", json={"prompt": text}).json()["tokens"]
+
+        assert tokens("<s> dog") == [1, *tokens(" dog")[1:]]
+        assert tokens("<s><s>dog")[:2] == [1, 1]  # the second one is asked for
+        for path, body in (("completions", "prompt"), ("embeddings", "input")):
+            answer = http.post(f"/v1/{path}", json={body: "<s> dog"}).json()
+            assert answer["usage"]["prompt_tokens"] == len(tokens("<s> dog"))
+    assert server.stop() == 0
+
+
+def test_names(start: Callable[..., Server], models: dict[str, Path], http: httpx.Client) -> None:
+    def status(http: httpx.Client, name: str) -> tuple[int, str]:
+        answer = http.post("/v1/completions", json={"model": name, "prompt": "a", "max_tokens": 1})
+        return answer.status_code, answer.json().get("error", {}).get("message", "")
+
+    code, says = status(http, "tiny:base")
+    assert code == 404
+    assert ":base is there where scales are in effect" in says
+    assert "see --alias and --any-model" in status(http, "gpt")[1]
+    server = start(models["scaled"], "--alias", "a", "-a", "b", "--any-model").wait_until_ready()
+    with httpx.Client(base_url=server.url, timeout=60) as named:
+        assert [m["id"] for m in named.get("/models").json()["data"]] == ["a", "b", "a:base", "b:base"]
+        fingerprints = {}
+        for name in ("a", "b", "gpt-4o", "a:base", "gpt-4o:base"):
+            answer = named.post("/v1/completions", json={"model": name, "prompt": "a", "max_tokens": 1}).json()
+            assert answer["model"] == name
+            fingerprints[name] = answer["system_fingerprint"]
+    assert fingerprints["a"] == fingerprints["b"] == fingerprints["gpt-4o"] != fingerprints["a:base"]
+    assert fingerprints["a:base"] == fingerprints["gpt-4o:base"] == "ropebend-unscaled"
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("My model Q4.gguf", "My-model-Q4"), ("x-00001-of-00003.gguf", "x"), ("a.b.gguf", "a.b")]
+)
+def test_the_default_name_is_the_files_in_one_word(file: str, name: str) -> None:
+    assert names_of(Path(file)).ids == (name,)
 
 
 def test_a_stop_string_ends_the_text_before_it(client: openai.OpenAI) -> None:

@@ -112,6 +112,25 @@ def test_completion_parameters(
             "characters: expected at most 100000",
         ),
         ({"grammar": "x ::= y", "response_format": {"type": "json_object"}}, "grammar", "only one"),
+        ({"grammar": 'root ::= "a"\0 "b"'}, "grammar", "NUL"),
+        ({"response_format": {"type": "json_object", "schema": {"const": "a\0b"}}}, "response_format", "NUL"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"properties": {"\0": {}}}}}},
+            "response_format.json_schema",
+            "NUL",
+        ),
+        (
+            {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+            "response_format",
+            "json_schema is for type json_schema, it would be ignored with type json_object",
+        ),
+        (
+            {"response_format": {"type": "text", "schema": {}}},
+            "response_format",
+            "schema is for type json_object, it would be ignored with type text",
+        ),
+        ({"response_format": {"type": "json_schema", "schema": {}}}, "response_format", "it would be ignored"),
+        ({"tool_choice": {"function": {"name": "f"}}}, "tool_choice.type", "Missing required parameter"),
         ({"functions": [{}]}, "functions", "only [] is supported"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "only 'text'"),
         ({"modalities": ["text", "audio"]}, "modalities", "only ['text'] is supported"),
@@ -158,6 +177,17 @@ def test_chat_parameters(http: httpx.Client, more: dict[str, Any], param: str, s
         {"best_of": 1, "echo": False, "min_tokens": 0, "ignore_eos": False, "skip_special_tokens": True, "top_k": -1},
         {"repetition_penalty": 1, "length_penalty": 1.0, "typical_p": 1.0, "cache_prompt": True, "guided_json": None},
         {"tools": [{"type": "function", "function": {"name": "f"}, "cache_control": {"type": "ephemeral"}}]},
+        {"tools": [{"type": "function", "function": {"name": "f", "returns": {"type": "string"}}, "id": "t"}]},
+        {"stop": ""},
+        {"stop": ["", ""]},
+        {"stream_options": {}},
+        {"stream_options": {"include_usage": False}},
+        {"logprobs": False, "top_logprobs": 0},
+        {"best_of": 2, "n": 2},
+        {"max_completion_tokens": 1.0, "seed": 3.0, "top_k": 5.0},
+        {"logit_bias": []},
+        {"messages": [{"role": "user", "content": "a", "id": "m", "metadata": {"x": 1}, "reasoning": "b"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "id": "p"}]}]},
     ],
 )
 def test_what_changes_nothing_is_accepted(http: httpx.Client, more: dict[str, Any]) -> None:
@@ -221,6 +251,20 @@ def test_not_a_number(http: httpx.Client) -> None:
     answer = http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "temperature"
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(http: httpx.Client) -> None:
+    text = "a" * 100_000
+    chat = {"messages": [{"role": "user", "content": text}]}
+    for path, body in (
+        ("/v1/completions", {"prompt": text}),
+        ("/v1/chat/completions", chat),
+        ("/v1/embeddings", {"input": ["a", text]}),
+    ):
+        error = refused(http, path, body)
+        assert error["code"] == "context_length_exceeded"
+        assert "at least 7693 tokens in your prompt" in error["message"] or path.startswith("/v1/chat")
+    assert http.post("/tokenize", json={"content": text}).json()["count"] == 100_000  # it asks just that
 
 
 def test_one_long_prompt_among_many_refuses_them_all(http: httpx.Client) -> None:

@@ -68,7 +68,7 @@ def test_the_scales_in_the_file_are_in_effect(start: Callable[..., Server], mode
     assert props["model"] == "tiny-scaled"
     assert "<|assistant|>" in props["chat_template"]
     assert scaled.stop() == 0
-    assert "layer scales: 1 to 3, from the model file" in scaled.log
+    assert "layer scales: scale 1–3, from the model file" in scaled.log
     assert "1024 tokens (what the scales were tested at), 4 times the 256 the model was trained at" in scaled.log
 
     plain = start(path, "--no-scaling", "-c", "512", "--no-flash-attn").wait_until_ready()

@@ -1,0 +1,63 @@
+"""How large the served context is, and what is said about it."""
+
+import pytest
+
+from ropebend.rope_method import RopeMethod
+from ropebend.scaling import LayerScaling
+from ropebend.server.engine import context_size
+
+TRAINED = 256
+
+
+def scales(*values: float, tested: int | None = None, judged: bool = True, method: str = "none") -> LayerScaling:
+    scores = {"search_score": 1.0, **({"test": {"layers": {"kv": 0.5}}} if judged else {})}
+    provenance = {"n_ctx": tested, "scores": scores} if tested else {}
+    rope = RopeMethod(method, 1.0 if method == "none" else 2.0, TRAINED)
+    return LayerScaling(values, "llama", rope=rope, provenance=provenance)
+
+
+@pytest.mark.parametrize(
+    ("asked", "scaling", "n_ctx"),
+    [
+        (0, None, 256),
+        (0, scales(2, 3, tested=1024), 1024),
+        (0, scales(2, 3, tested=100), 256),  # never less than the model can do
+        (0, scales(2, 3, tested=1024, judged=False), 256),
+        (0, scales(2, 3), 256),
+        (0, LayerScaling((2.0,), provenance={"n_ctx": "2k", "scores": {"test": {"a": 1}}}), 256),
+        (0, LayerScaling((2.0,), provenance={"n_ctx": 1024, "scores": "good"}), 256),
+        (300, scales(2, 3, tested=1024), 300),
+    ],
+)
+def test_the_size(asked: int, scaling: LayerScaling | None, n_ctx: int) -> None:
+    assert context_size.choose(asked, TRAINED, scaling)[0] == n_ctx
+
+
+@pytest.mark.parametrize(
+    ("n_ctx", "scaling", "says"),
+    [
+        (512, None, []),
+        (256, scales(1, 1, tested=256), ["all 1"]),
+        (512, scales(1, 1, tested=512), ["all 1", "nothing stretches"]),
+        (256, scales(1, 1.5), ["never judged"]),
+        (256, scales(1, 1.5, tested=1024, judged=False), ["never judged"]),
+        (512, scales(1, 1.5, tested=512), []),  # it was judged there, whatever theory says
+        (1024, scales(1, 1.5, tested=512), ["tested at 512 tokens, the context is 1024", "needs a stretch of 4"]),
+        (1024, scales(1, 4.0, tested=512), ["tested at 512"]),
+        (512, scales(1, 1, tested=512, method="linear"), []),
+        (512, scales(1, 1.5), ["never judged", "needs a stretch of 2, no layer has more than 1.5"]),
+        (512, scales(1, 1.5, method="linear"), ["never judged"]),
+    ],
+)
+def test_the_warnings(n_ctx: int, scaling: LayerScaling | None, says: list[str]) -> None:
+    warnings = context_size.warnings(n_ctx, TRAINED, scaling)
+    assert len(warnings) == len(says)
+    assert all(text in warning for text, warning in zip(says, warnings, strict=True))
+
+
+def test_the_line_in_the_log() -> None:
+    assert context_size.describe(256, "why", TRAINED, None) == "256 tokens (why)"
+    assert "2 times the 256 the model was trained at: nothing" in context_size.describe(512, "", TRAINED, None)
+    stretched = context_size.describe(512, "", TRAINED, scales(1, 1.5, method="linear"))
+    assert stretched.endswith("the layers are stretched by 2 to 3")
+    assert "stretched by 1.25" in context_size.describe(512, "", TRAINED, scales(1.25, 1.25))
