@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 from ropebend.errors import RopebendError, UsageError
 from ropebend.runtime import MAX_THREADS, CacheType, Runtime
 from ropebend.tasks.kv import ProtocolName
+from ropebend.words import read_duration
 
 
 def _warn_without_gpu(n_layers: int) -> int:
@@ -59,7 +61,7 @@ Protocol = Annotated[
     ),
 ]
 SEED_HELP = "Seed of everything random."
-Seed = Annotated[int, typer.Option(help=SEED_HELP)]
+Seed = Annotated[int, typer.Option(min=0, help=SEED_HELP)]
 
 # ---- how llama.cpp runs: the names of its own programs; see `takes_runtime`
 
@@ -150,9 +152,20 @@ def numbers(text: str, option: str, low: float = 0.0, high: float = float("inf")
         values = [float(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"{option}: expected numbers separated by commas, got {text!r}") from None
-    if not all(low <= v <= high for v in values):
-        raise UsageError(f"{option}: expected numbers in [{low:g}, {high:g}], got {text!r}")
+    if not all(low <= v <= high and math.isfinite(v) for v in values):
+        bounds = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"of {low:g} or more"
+        raise UsageError(f"{option}: expected numbers {bounds}, got {text!r}")
     return values
+
+
+def seconds(text: str | None, option: str) -> float | None:
+    """A time such as 90s, 5m, 2h.  Raises UsageError naming the option."""
+    if text is None:
+        return None
+    found = read_duration(text)
+    if found is None:
+        raise UsageError(f"{option}: expected a time such as 90s, 5m or 2h, got {text!r}")
+    return found
 
 
 def check_effect(task: str, data: Path | None, **given: Any) -> None:

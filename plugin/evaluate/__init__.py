@@ -22,17 +22,17 @@ __all__ = [
     "RetrievalEvaluator", "Row", "TextEvaluation", "greedy_answer", "open_evaluator",
 ]  # fmt: skip
 
-DEFAULT_ITEMS = 100
+MAX_ITEMS = 500  # as many as the paper judges on
 
 
 def open_evaluator(model: Model, task: Task, n_items: int | None, runtime: Runtime) -> Evaluator:
-    """Prepare the task and make a context for its first n_items (None: 100, or all if there are fewer).
+    """Prepare the task and make a context for its first n_items (None: 500, or all if there are fewer).
 
     Raises RopebendError if the task has fewer, or if the context cannot be made.
     """
     task.prepare(model.tokenize)
     if n_items is None:
-        n_items = min(DEFAULT_ITEMS, task.n_items or DEFAULT_ITEMS)
+        n_items = min(MAX_ITEMS, task.n_items or MAX_ITEMS)
     if task.n_items is not None and task.n_items < n_items:
         raise RopebendError(f"{task.name}: {n_items} items wanted, there are {task.n_items}")
     if n_items < 1:

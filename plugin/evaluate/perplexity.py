@@ -25,6 +25,10 @@ class PerplexityEvaluator(Evaluator):
         super().__init__(model, task, n_items, n_tokens, context)
         self._batch = Batch(context.n_batch)
 
+    def n_to_compute(self, i: int) -> int:
+        """The window."""
+        return len(self.task.window(i))
+
     def measure(self, i: int, *, full: bool = True) -> Row:
         """See `logprob`."""
         logprob = self.logprob(i)
@@ -50,7 +54,7 @@ class PerplexityEvaluator(Evaluator):
             b.want[:n] = 0
             b.want[wanted - start] = 1
             self.context.run(b, n)
-            self.n_computed += n
+            self._computed(n, start)
             if len(wanted):
                 total += _logprobs(self.context.all_logits(len(wanted)), tokens[wanted + 1])
         return total / (len(tokens) - 1 - first)

@@ -14,7 +14,7 @@ part where two tokens are nearly equally likely; `Answer.margin` tells.
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from ropebend.context import Batch, Context
 from ropebend.errors import RopebendError
 from ropebend.evaluate.evaluation import Row
 from ropebend.evaluate.evaluator import Evaluator
+from ropebend.evaluate.lead_in import find_lead_in
 from ropebend.model import Model
 from ropebend.runtime import Runtime
 from ropebend.tasks.task import Question, RetrievalTask
@@ -32,6 +33,7 @@ from ropebend.tasks.task import Question, RetrievalTask
 MAX_ANSWER_TOKENS = 100  # as published
 ROOM = MAX_ANSWER_TOKENS + 80  # KV cells of a branch: the answer with guesses, and the question where prompts differ
 FIRST_GUESS, MAX_GUESS = 4, 16  # tokens looked up in the prompt and checked in one decode; more while they hold
+N_LOOKED_AT = 100  # items; of a task without a bound of its own later ones are as long
 N_TOKENISED = 8  # prompts, the longest ones, to know how large the context has to be
 CACHED_TOKENS = 1 << 24  # of tokenised prompts kept from one set of scales to the next (64 MiB)
 
@@ -90,6 +92,7 @@ class RetrievalEvaluator(Evaluator):
     """Runs items of a task.  The longest question decides the context; RopebendError if there is no room for it."""
 
     task: RetrievalTask
+    lead_in: str
 
     def __init__(self, model: Model, task: RetrievalTask, n_items: int, runtime: Runtime):
         self._prompts: dict[int, list[_Prompt]] = {}
@@ -97,23 +100,26 @@ class RetrievalEvaluator(Evaluator):
         longest = _longest(model, task, n_items)
         n = len(task.depths)
         context = Context(
-            model, n_ctx=longest + 64 + n * ROOM, n_seq_max=1 + n, kv_unified=True, scaling=None, **runtime.context
+            model,
+            n_ctx=longest + 64 + n * ROOM,
+            n_seq_max=1 + n,
+            kv_unified=True,
+            scaling=None,
+            **runtime.context,
         )
         super().__init__(model, task, n_items, longest + ROOM, context)
         self._batch = Batch(context.n_batch)
         self._rolls_back = context.can_roll_back()
-        self.lead_in = self._find_lead_in()
+        found = find_lead_in(context, task)
+        self.lead_in, self.easy = found.text, found.easy
 
-    def _find_lead_in(self) -> str:
-        """What this model says before the answer, learnt from a few easy items; a space if it never finds one."""
-        seen: Counter[str] = Counter()
-        for i in range(3):
-            for q in self.task.easy_item(i).questions:
-                text = greedy_answer(self.context, q.prompt).text
-                start = text.lower().find(q.answers[0].lower())
-                if start >= 0:
-                    seen[text[:start]] += 1
-        return seen.most_common(1)[0][0] if seen else " "
+    def n_to_compute(self, i: int) -> int:
+        """What the prompts share once, and the rest of each."""
+        prompts = [p.tokens for p in self._prompts_of(i)]
+        shared = min(_common_prefix(prompts[0], p) for p in prompts)
+        if all(len(p) - shared <= ROOM - MAX_ANSWER_TOKENS - MAX_GUESS for p in prompts):
+            return shared + sum(len(p) - shared for p in prompts)
+        return len(prompts[0]) + sum(len(b) - _common_prefix(a, b) for a, b in itertools.pairwise(prompts))
 
     def measure(self, i: int, *, full: bool = True) -> Row:
         """The answers to item i; tasks without exact answers are always run in full."""
@@ -182,16 +188,18 @@ class RetrievalEvaluator(Evaluator):
         return _Prompt(q, np.array(prompt, np.int32), gold[:MAX_ANSWER_TOKENS])
 
     def _prefill(self, tokens: Tokens, pos: int) -> None:
-        if len(tokens):
-            self.context.decode(tokens, pos)
-            self.n_computed += len(tokens)
+        for start in range(0, len(tokens), self.context.n_batch):
+            part = tokens[start : start + self.context.n_batch]
+            self.context.decode(part, pos + start)
+            self._computed(len(part), pos + start)
 
     def _resolve(self, branches: list[_Branch], full: bool) -> None:
         """Teacher-force the expected answers, then decode on greedily where they are not what the model says."""
         work = [(b, b.missing(b.prompt.gold[:-1]), len(b.prompt.gold)) for b in branches]
-        self.n_computed += sum(len(tokens) - n + 1 for _, tokens, n in work)
+        n_asked, position = sum(len(tokens) - n + 1 for _, tokens, n in work), branches[0].n_cached
         for branch, logits in self._forward(work):
             self._judge(branch, logits, full)
+        self._computed(n_asked, position)
         while open_branches := [b for b in branches if not b.done]:
             guesses = [self._guess(b) for b in open_branches]
             work = [(b, b.missing([*b.out, *g]), 1 + len(g)) for b, g in zip(open_branches, guesses, strict=True)]
@@ -333,10 +341,10 @@ def greedy_answer(
 
 def _longest(model: Model, task: RetrievalTask, n_items: int) -> int:
     """Tokens of the longest prompt, with some room: only those with most bytes are tokenised, to begin in seconds."""
-    prompts = [q.prompt for i in range(n_items) for q in task.item(i).questions]
+    prompts = [q.prompt for i in range(min(n_items, N_LOOKED_AT)) for q in task.item(i).questions]
     prompts.sort(key=lambda p: -len(p.encode()))
     counts = [len(model.tokenize(p)) for p in prompts[:N_TOKENISED]]
-    return max(counts) + (0 if len(counts) == len(prompts) else max(counts) // 32)
+    return max(counts) + (0 if len(counts) == len(prompts) == n_items * len(task.depths) else max(counts) // 32)
 
 
 def _margins(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -14,6 +14,7 @@ from ropebend.rope_method import RopeMethod
 from ropebend.runtime import Runtime
 from ropebend.search.objective import Objective, Term
 from ropebend.tasks import Task, make_task, option_types, read_option
+from ropebend.words import read_duration
 
 MethodName = Literal["none", "linear", "ntk", "dynamic-ntk", "yarn"]
 GenomeName = Literal["bezier", "line", "uniform", "free"]
@@ -25,7 +26,6 @@ UNIFORM_BUDGET = 48  # evaluations; one gene needs no more
 PLACE = ("executor", "workers", "ray_address")  # fields that say where to measure: they do not change the result
 
 
-_TIME = {"s": 1, "m": 60, "min": 60, "h": 3600}
 _TOKENS = {"tok": 1, "ktok": 1_000, "Mtok": 1_000_000}
 
 
@@ -44,8 +44,8 @@ class Budget:
             amount, unit = float(match[1]), match[2]
             if unit == "" and amount >= 1 and amount == int(amount):
                 return cls(amount, "evaluations")
-            if amount > 0 and unit in _TIME:
-                return cls(amount * _TIME[unit], "seconds")
+            if (seconds := read_duration(text)) is not None:
+                return cls(seconds, "seconds")
             if amount > 0 and unit in _TOKENS:
                 return cls(amount * _TOKENS[unit], "tokens")
         raise UsageError(

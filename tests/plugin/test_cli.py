@@ -44,7 +44,7 @@ def test_eval_keeps_the_finished_items_on_ctrl_c(tmp_path: Path, monkeypatch: py
         app, ["eval", NEEDLE, "--keys", "3", "--samples", "4", "--depths", "0", "-t", "1", "-o", str(out)]
     )
     assert result.exit_code == 130, result.output
-    assert "2 items of 4, then interrupted" in result.output
+    assert "2 items, then interrupted" in result.output
     saved = json.loads(out.read_text())
     assert (saved["samples"], saved["interrupted"]) == (2, True)
     # both right or both wrong: two items are no proof of either
@@ -57,7 +57,7 @@ def test_eval_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     run = ropebend(*args, cwd=tmp_path)
     assert "depth" in run.stdout
     assert "95 % interval" in run.stdout
-    report = json.loads((tmp_path / "needle-Q8_0.kv.json").read_text())
+    report = json.loads((tmp_path / "needle-Q8_0.kv-5.json").read_text())
     assert report["depths"] == [0, 0.5, 1]
     correct = report["correct"]
     assert [len(correct), len(correct[0])] == [3, 3]
@@ -67,11 +67,14 @@ def test_eval_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     assert report["scaling"] is None
     (tmp_path / "two.json").write_text("[2, 2, 2, 2, 2, 2]")
     ropebend(*args, "--factors", "two.json", cwd=tmp_path)  # beside the first, not over it
-    assert json.loads((tmp_path / "needle-Q8_0.two.kv.json").read_text())["scaling"]["layer_scale"] == [2] * 6
-    assert json.loads((tmp_path / "needle-Q8_0.kv.json").read_text()) == report
+    assert json.loads((tmp_path / "needle-Q8_0.two.kv-5.json").read_text())["scaling"]["layer_scale"] == [2] * 6
+    assert json.loads((tmp_path / "needle-Q8_0.kv-5.json").read_text()) == report
     ropebend(*args, "-o", "again.json", cwd=tmp_path)
     again = json.loads((tmp_path / "again.json").read_text())
-    assert again == report
+    assert {**again, "seconds": 0} == {**report, "seconds": 0}
+    more = ropebend(*[5 if a == 3 else a for a in args], cwd=tmp_path)  # nothing is measured twice
+    assert "3 items are in needle-Q8_0.kv-5.json already" in more.stderr
+    assert json.loads((tmp_path / "needle-Q8_0.kv-5.json").read_text())["correct"][:3] == correct
 
 
 def test_perplexity_of_a_text(tmp_path: Path) -> None:
@@ -79,7 +82,7 @@ def test_perplexity_of_a_text(tmp_path: Path) -> None:
     args = ["eval", NEEDLE, "--task", "perplexity", "--text", "t.txt", "--length", 64, "-t", 1]
     run = ropebend(*args, cwd=tmp_path)
     assert "perplexity  " in run.stdout
-    report = json.loads((tmp_path / "needle-Q8_0.perplexity.json").read_text())
+    report = json.loads((tmp_path / "needle-Q8_0.perplexity-64.json").read_text())
     low, high = report["perplexity_interval"]
     assert 1 < low <= report["perplexity"] <= high < 100
     assert report["samples"] == len(report["logprob"])

@@ -1,0 +1,118 @@
+"""What a model says before an answer (a blank, a quotation mark, a few words), found on easy items.
+
+A lead-in must hold nothing of the item and be short; of those in question the one wins under which the expected answers
+are likeliest.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import log_softmax
+
+from ropebend.context import Context
+from ropebend.tasks.task import Question, RetrievalTask
+
+CANDIDATES = (' "', " ", '"', "\n", "")
+N_ITEMS = 2  # easy ones
+KEPT = 3  # candidates after the first question
+MAX_LENGTH = 40  # characters of a lead-in of the model's own
+MORE_TOKENS = 24  # beyond those of the answer, in which it may say it
+
+
+@dataclass(frozen=True)
+class LeadIn:
+    """text: what stands before answers; easy: the share of the easy questions that the model answers right."""
+
+    text: str
+    easy: float
+
+
+def find_lead_in(context: Context, task: RetrievalTask) -> LeadIn:
+    """Measure the candidates on the task's easy items, under the scales that are set.  Forgets every sequence."""
+    items = [task.easy_item(i).questions for i in range(N_ITEMS)]
+    questions = [(q, items[1 - i][0].prompt) for i in range(N_ITEMS) for q in items[i]]
+    candidates = list(CANDIDATES)
+    logprob: dict[str, float] = dict.fromkeys(candidates, 0.0)
+    certain: dict[str, list[bool]] = {c: [] for c in candidates}  # it says the answer with exactly this before it
+    own: dict[str, int] = {}
+    said: list[bool] = []  # it says the answer anyhow
+    for number, (q, other) in enumerate(questions):
+        first = _prefill(context, q)
+        for c in candidates:
+            value, greedy = _forced(context, q, c, first)
+            logprob[c] += value
+            certain[c].append(greedy)
+        if number == 0:
+            candidates = sorted(candidates, key=lambda c: -logprob[c])[:KEPT]
+        if any(certain[c][-1] for c in candidates):
+            said.append(True)
+            continue
+        text = _greedy(context, q, first)
+        start = text.lower().find(q.answers[0].lower())
+        said.append(task.is_right(text, q))
+        if start >= 0 and _may_lead(text[:start], q, other):
+            own[text[:start]] = own.get(text[:start], 0) + 1
+    best = max(candidates, key=lambda c: logprob[c])
+    mine = max(own, key=lambda c: own[c]) if own else None
+    if mine is not None and mine not in CANDIDATES:
+        total = 0.0
+        for q, _ in questions:
+            total += _forced(context, q, mine, _prefill(context, q))[0]
+        if total > logprob[best]:
+            best = mine
+    context.clear()
+    return LeadIn(best, sum(said) / len(said))
+
+
+def _may_lead(text: str, question: Question, other: str) -> bool:
+    """Short, and no word in it that this item has and another one has not."""
+    words, elsewhere = (set(re.findall(r"\w{3,}", t.lower())) for t in (text, other))
+    return len(text) <= MAX_LENGTH and not any(w in question.prompt.lower() for w in words - elsewhere)
+
+
+def _prefill(context: Context, q: Question) -> npt.NDArray[np.float32]:
+    """The prompt alone in sequence 0; logits of what comes next, [n_vocab]."""
+    context.clear()
+    context.decode(context.model.tokenize(q.prompt), 0)
+    return context.logits(-1).copy()
+
+
+def _forced(context: Context, q: Question, lead_in: str, first: npt.NDArray[np.float32]) -> tuple[float, bool]:
+    """Log-probability of lead-in and answer together, and whether both are what greedy decoding says."""
+    prompt = context.model.tokenize(q.prompt)
+    together = context.model.tokenize(q.prompt + lead_in + q.answers[0])
+    gold = together[len(prompt) :] if together[: len(prompt)] == prompt else []
+    gold = gold or context.model.tokenize(lead_in + q.answers[0], add_special=False)
+    gold = gold[: context.n_batch]
+    rows = [first]
+    if len(gold) > 1:
+        context.seq_cp(0, 1)
+        context.decode(gold[:-1], len(prompt), 1, all_logits=True)
+        rows += [*context.all_logits(len(gold) - 1)]
+    logits = np.stack(rows).astype(np.float64)
+    context.seq_rm(1)
+    logprob = float(log_softmax(logits, axis=1)[np.arange(len(gold)), gold].sum())
+    return logprob, logits.argmax(axis=1).tolist() == gold
+
+
+def _greedy(context: Context, q: Question, first: npt.NDArray[np.float32]) -> str:
+    """What the model says, a little longer than the answer."""
+    model = context.model
+    pos = len(model.tokenize(q.prompt))
+    limit = len(model.tokenize(q.answers[0], add_special=False)) + MORE_TOKENS
+    out: list[int] = []
+    row = first
+    context.seq_cp(0, 1)
+    while len(out) < limit:
+        token = int(row.argmax())
+        if model.is_eog(token):
+            break
+        out.append(token)
+        context.decode([token], pos + len(out) - 1, 1)
+        row = context.logits(-1)
+    context.seq_rm(1)
+    return model.detokenize(out)
