@@ -41,7 +41,8 @@ from ropebend.errors import RopebendError, UsageError
 from ropebend.native import captured_log
 from ropebend.runtime import Runtime, available_threads
 from ropebend.search import Listener, SearchSpec, run_search
-from ropebend.search.outcome import Cost, Generation
+from ropebend.search.cost import Cost
+from ropebend.search.outcome import Generation
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -227,7 +228,7 @@ def evaluations_per_minute(spec: SearchSpec) -> float:
         began = ended = 0.0
         n = 0
 
-        def started(self, cost: Cost) -> None:
+        def started(self, spec: SearchSpec, cost: Cost) -> None:
             self.began = time.perf_counter()
 
         def generation(self, state: Generation) -> None:

@@ -111,12 +111,13 @@ def longrope(
 
     per_set: Counter[tuple[float, ...]] = Counter()  # JSON objects on which each was measured before it was judged
     spent: dict[str, Counter[str]] = {}
-    for (key, _, full), start, done in read_log(output / run_folder.LOG):
+    for logged in read_log(output / run_folder.LOG):
+        key, _, full = logged.key
         scales = key[0] if key is not None else None
-        stage = stage_of(scales, start, full, screen)
-        spent.setdefault(stage, Counter()).update(items=len(done.rows), tokens=sum(done.n_tokens))
-        if scales is not None and not full:
-            per_set[scales] += len(done.rows)
+        stage = stage_of(scales, logged.item, full, screen)
+        spent.setdefault(stage, Counter()).update(items=1, tokens=logged.done.n_tokens)
+        if not full:
+            per_set[scales or (1.0,)] += 1
     print(f"\n{'stage':46}{'items':>8}{'M tokens':>10}")
     for stage, sums in sorted(spent.items()):
         print(f"{stage:46}{sums['items']:8,}{sums['tokens'] / 1e6:10.2f}")
@@ -139,13 +140,13 @@ def longrope(
         )
 
 
-def stage_of(scales: tuple[float, ...] | None, start: int, full: bool, screen: int) -> str:
+def stage_of(scales: tuple[float, ...] | None, item: int, full: bool, screen: int) -> str:
     """What a measurement was for."""
     if full:
         return "4 judging the winners and the unscaled model"
     if scales is None or len(set(scales)) == 1:
         return "3 uniform scales: the control, and seeds"
-    return "2 finals" if start >= screen else "1 screening"
+    return "2 finals" if item >= screen else "1 screening"
 
 
 # ---- workers
@@ -260,14 +261,15 @@ def racing(
             raise KeyboardInterrupt
     run_folder.resume(source)  # that it is one
     spec = begin(output, kv_spec(model, keys, f"racing-{seed}", screen=items, **common))
-    keys_made = dict.fromkeys(key for (key, _, _), _, _ in read_log(source / run_folder.LOG) if key is not None)
-    everyone = [Candidate(*key) for key in keys_made]
+    keys_made = dict.fromkeys(entry.key[0] for entry in read_log(source / run_folder.LOG))
+    unscaled = (1.0,) * ModelInfo.read(model).n_layer
+    everyone = [Candidate(*key) if key is not None else Candidate(unscaled) for key in keys_made]
     if len(everyone) < genomes:
         raise UsageError(f"{source}: holds {len(everyone)} sets of scales, --genomes {genomes} wanted")
     candidates = [everyone[i] for i in np.linspace(0, len(everyone) - 1, genomes).round().astype(int)]
     with measuring(spec, items, output / run_folder.LOG) as measurer, Progress(console=Console(stderr=True)) as bar:
         job = bar.add_task("measuring", total=genomes * items)
-        got = measurer.rows(candidates, [0], range(items), on_item=lambda n: bar.advance(job, n))
+        got = measurer.rows(candidates, [0], range(items), on_item=lambda: bar.advance(job))
         objective, n_tokens = measurer.objective, measurer.n_tokens
     rows = {c: by_task[0] for c, by_task in zip(candidates, got, strict=True)}
 

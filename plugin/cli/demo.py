@@ -31,7 +31,7 @@ def demo(
 ) -> None:
     """Show on the bundled model what ropebend does, well beyond the length the model was trained at."""
     from ropebend.cli.search import print_outcome, search_with_progress
-    from ropebend.search import folder
+    from ropebend.search import folder as run_folder
     from ropebend.search.spec import SearchSpec, TaskSpec
 
     factors, scaled = out / "factors.json", out / "needle.ropebend.gguf"
@@ -47,8 +47,9 @@ def demo(
             workers=available_threads(),
             runtime=Runtime(n_threads=threads, n_gpu_layers=n_gpu_layers),
         )
+        run_folder.check_free(out, force=True, names=[scaled.name])
         print(f"1. search: needle was trained at 1,024 tokens, {keys} pairs need more")
-        outcome = search_with_progress(out, folder.start(out, spec, force=True))
+        outcome = search_with_progress(out, run_folder.start(out, spec, force=True))
         if outcome.interrupted:
             raise KeyboardInterrupt
         print(f"\n2. write the scales into the GGUF: add_scales needle-Q8_0.gguf {factors}")

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ropebend.cli import options as o
+from ropebend.durations import duration, short_duration
 from ropebend.errors import UsageError
 from ropebend.runtime import Runtime
-from ropebend.words import as_argument, command, duration, short_duration
+from ropebend.shell import command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -144,7 +145,7 @@ def eval_command(
         print("go on:  the same command again")
         raise typer.Exit(130)
     if chosen is not None and output is None and factors is None:
-        print(f"next:   {command('ropebend', 'eval', as_argument(model), '--no-scaling')} … to compare")
+        print(f"next:   {command('ropebend', 'eval', model, '--no-scaling')} … to compare")
 
 
 class _Measurement:

@@ -12,10 +12,10 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from ropebend.durations import read_duration
 from ropebend.errors import RopebendError, UsageError
 from ropebend.runtime import MAX_THREADS, CacheType, Runtime
 from ropebend.tasks.kv import ProtocolName
-from ropebend.words import read_duration
 
 
 def _warn_without_gpu(n_layers: int) -> int:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from ropebend.words import duration
+from ropebend.durations import duration
 
 SAY_EVERY = 10.0  # seconds between lines where there is no terminal for a bar
 

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from ropebend.cli import options as o
+from ropebend.durations import duration
 from ropebend.errors import UsageError
 from ropebend.runtime import Runtime
 from ropebend.scaling import LayerScaling
+from ropebend.search.cost import DoesNotFit
 from ropebend.search.spec import (
     CONTROLS,
     Budget,
     ExecutorName,
     GenomeName,
     MethodName,
+    OpenName,
     OptimiserName,
     SearchSpec,
     TaskSpec,
 )
 from ropebend.shell import command
+from ropebend.tasks.task import TextTask
 
 if TYPE_CHECKING:
-    from ropebend.search.outcome import Cost, Outcome
+    from ropebend.search.cost import Cost
+    from ropebend.search.outcome import Outcome
 
 
 @o.takes_runtime(Runtime())
@@ -59,7 +66,7 @@ def search_command(
         str,
         typer.Option(
             help="Evaluations (400) or tokens (50Mtok) of the searches, shared equally by the search and its controls; "
-            "or time (20m), of which finals and tests take their part."
+            "or time (20m), into which all of the run fits: the numbers below are made smaller where they must."
         ),
     ] = "400",
     method: Annotated[
@@ -129,6 +136,7 @@ def search_command(
     items the search has never seen.  The run folder gets factors.json, report.html and every measurement.
     """
     from ropebend.search import folder, seeds
+    from ropebend.search.report import next_commands
 
     if (model is None) == (resume is None):
         raise UsageError("expected a MODEL, or --resume FOLDER, and not both")
@@ -158,6 +166,9 @@ def search_command(
                 controls=controls, budget=budget, population=population, screen=screen, finals=finals, test=test,
                 depth_weights=by_depth, worst=worst, seed=each, runtime=runtime,
             )  # fmt: skip
+            refuse_on_texts(given_flags(ctx), spec)
+            given = given_flags(ctx)
+            spec = spec.model_copy(update={"open": tuple(n for n in get_args(OpenName) if n not in given)})
             specs.append(with_place(spec, executor, workers, ray_address))
         o.check_writable(output / "factors.json")
         runs = seeds.start(output, specs, force=force)
@@ -166,13 +177,15 @@ def search_command(
     for part, spec in runs:
         if len(runs) > 1:
             print(f"seed {spec.seed}, {len(outcomes) + 1} of {len(runs)}")
-        outcome = search_with_progress(part, spec)
+        try:
+            outcome = search_with_progress(part, spec)
+        except DoesNotFit as e:
+            raise UsageError(f"{e}:\n  {_again(sys.argv[1:], e.budget)}") from None
         outcomes.append(outcome)
         print_outcome(outcome)
         print(f"\nwrote {part / 'factors.json'} and {part / 'report.html'}")
-        if outcome.interrupted:
-            print(f"go on:  {command('ropebend', 'search', '--resume', output)}")
-        print(f"next:   {command('ropebend', 'add-scales', Path(spec.model), part / 'factors.json')}\n")
+        for line in next_commands(outcome, part, output):
+            print(line)
         if outcome.interrupted:
             raise typer.Exit(130)
     if len(runs) > 1:
@@ -181,14 +194,39 @@ def search_command(
         print(f"\nwrote {output / 'report.html'}")
 
 
-def refuse_without_effect(ctx: typer.Context) -> None:
-    """Raise UsageError for a flag that a search which was begun does not listen to."""
-    heard = {"resume", "executor", "workers", "ray_address"}
+def _again(arguments: list[str], budget: str) -> str:
+    """The command line with another budget."""
+    rest, skip = [], False
+    for word in arguments:
+        if not (skip or word == "--budget" or word.startswith("--budget=")):
+            rest.append(word)
+        skip = word == "--budget"
+    return command("ropebend", *rest, "--budget", budget)
+
+
+def given_flags(ctx: typer.Context) -> dict[str, str]:
+    """Parameters that stand on the command line, each with its flag."""
+    given = {}
     for parameter in ctx.command.params:
         source = ctx.get_parameter_source(parameter.name or "")
-        if parameter.name not in heard and source is not None and source.name == "COMMANDLINE":
-            flag = max(parameter.opts, key=len)
+        if parameter.name and source is not None and source.name == "COMMANDLINE":
+            given[parameter.name] = max(parameter.opts, key=len)
+    return given
+
+
+def refuse_without_effect(ctx: typer.Context) -> None:
+    """Raise UsageError for a flag that a search which was begun does not listen to."""
+    for name, flag in given_flags(ctx).items():
+        if name not in ("resume", "executor", "workers", "ray_address"):
             raise UsageError(f"{flag} has no effect on --resume: the search goes on as it was begun")
+
+
+def refuse_on_texts(given: dict[str, str], spec: SearchSpec) -> None:
+    """Raise UsageError for a flag about depths where there are none."""
+    if all(isinstance(term.task, TextTask) for term in spec.objective().terms):
+        for name in ("depths", "weights", "worst"):
+            if name in given:
+                raise UsageError(f"{given[name]} has no effect: a text has no depths")
 
 
 def make_spec(
@@ -221,6 +259,9 @@ def make_spec(
         scales = begin.layer_scale
     tasks = [TaskSpec(name=task, options=options), *map(TaskSpec.parse, also or [])]
     others = [*map(TaskSpec.parse, transfer or [])]
+    for part in others:
+        if part.weight != 1.0 or part.keep is not None:
+            raise UsageError(f"--transfer {part.name}: weight and keep have no effect: it is not searched on")
     return SearchSpec(
         tasks=tuple(tasks), transfer=tuple(others), method=method, factor=factor, factor_range=low_high,
         start=scales, controls=names, finals=stages, **rest,
@@ -244,58 +285,48 @@ def with_place(
 
 
 def search_with_progress(folder: Path, spec: SearchSpec) -> Outcome:
-    """Run a search in its folder with a live view: best and mean score, evaluations, time left."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    """Run a search in its folder with a live view: what is measured, the best score, the time left.
 
+    SIGTERM ends it as Ctrl-C does.
+    """
+    from rich.console import Console
+
+    from ropebend.cli.progress import Bar, stopping_kindly
     from ropebend.search.folder import run_in
-    from ropebend.search.outcome import Generation, Listener
+    from ropebend.search.outcome import Generation, Listener, Progress
 
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say(f"{Path(spec.model).name}: loading, and measuring the first items")
+    with stopping_kindly(), Bar(console, time.monotonic) as bar:
 
         class Live(Listener):
             def __init__(self) -> None:
-                self.bars: dict[str, Any] = {}
                 self.best: dict[str, list[float]] = {}
+                self.note_ = ""
 
             def note(self, text: str) -> None:
-                console.print(text, markup=False)
+                say(text)
 
-            def started(self, cost: Cost) -> None:
-                names = ", ".join(name for name, *_ in spec.searches())
-                console.print(f"searches: {names}; budget {spec.budget}; sequences of up to {cost.context} tokens")
-                if cost.seconds == 0:
-                    console.print("going on from what was measured before; Ctrl-C keeps the best so far")
-                else:
-                    console.print(f"{cost_in_words(spec, cost)}; Ctrl-C keeps the best so far")
+            def started(self, spec: SearchSpec, cost: Cost) -> None:
+                for line in plan_in_words(spec, cost):
+                    say(line)
 
-            def stage(self, stage: str, n_items: int) -> None:
-                for before in bar.tasks:  # done, if with less than it might have taken
-                    bar.update(before.id, total=before.completed)
-                self.bars[stage] = bar.add_task(stage, total=n_items or None, note="")
+            def stage(self, stage: str) -> None:
+                self.note_ = ""
 
-            def items(self, stage: str, n: int) -> None:
-                bar.advance(self.bars[stage], n)
+            def progress(self, progress: Progress) -> None:
+                bar.show(progress.stage, progress.done, progress.seconds, self.note_)
 
             def generation(self, state: Generation) -> None:
                 best = self.best.setdefault(state.search, [])
                 best.append(state.best)
-                note = f"{_sparkline(best)} best {state.best:.3f}  mean {state.mean:.3f}  {state.n_evaluated} sets"
-                bar.update(self.bars[state.search], note=note)
+                self.note_ = f"{_sparkline(best)} best {state.best:.3f}  {state.n_evaluated} sets"
                 if not console.is_terminal:
-                    console.print(
+                    say(
                         f"{state.search}, generation {state.number}: {state.n_evaluated} evaluations, "
                         f"best {state.best:.3f}, mean {state.mean:.3f}"
                     )
@@ -303,23 +334,32 @@ def search_with_progress(folder: Path, spec: SearchSpec) -> Outcome:
         return run_in(folder, spec, Live())
 
 
-def cost_in_words(spec: SearchSpec, cost: Cost) -> str:
-    """Prompt tokens and minutes that a search will take."""
+def plan_in_words(spec: SearchSpec, cost: Cost) -> list[str]:
+    """What will be measured, how fast that goes, and how long it takes in all."""
     budget = Budget.parse(spec.budget)
-    late = f"{cost.late_seconds / 60:.1f} minutes of finals and tests"
+    names = ", ".join(name for name, *_ in spec.searches())
+    finals = " and ".join(f"the best {n} on {k} items" for n, k in spec.finals)
+    speed = f"{cost.n_tokens / cost.seconds:,.0f} tokens/s" if cost.seconds else "as measured before"
+    lines = [
+        f"prompts of up to {cost.context:,} tokens; {speed}, {cost.seconds:.2g} s for a set of scales on an item",
+        f"searches: {names}; each set on {spec.screen} items"
+        + (f", {finals} of each search" if finals else "")
+        + f"; judged on {spec.test} unseen items",
+    ]
+    late = cost.late * cost.seconds
     if budget.unit == "seconds":
-        if cost.late_seconds > budget.amount / 2:
-            return (
-                f"{budget.amount / 120:.1f} minutes of searches, then about {late}: more than the budget; "
-                "fewer --finals and --test items, or fewer --controls, take less"
-            )
-        return f"{(budget.amount - cost.late_seconds) / 60:.1f} minutes of searches, then about {late}"
-    if cost.n_search is not None:
-        n_tokens = cost.n_tokens * (cost.n_search + cost.n_late)
+        total = budget.amount - cost.spent
+    elif budget.unit == "tokens":
+        total = (budget.amount / max(cost.n_tokens, 1)) * cost.seconds + late
     else:
-        n_tokens = int(budget.amount) + cost.n_tokens * cost.n_late
-    minutes = n_tokens / cost.n_tokens * cost.seconds / 60
-    return f"at most {n_tokens / 1e6:,.1f} M prompt tokens, about {minutes:.0f} minutes, of which {late}"
+        total = sum(cost.searches.values()) * cost.seconds + late
+    n_tokens = total / cost.seconds * cost.n_tokens if cost.seconds else 0.0
+    so_far = f" ({duration(cost.spent)} are behind it)" if cost.spent > 60 else ""
+    lines.append(
+        f"at most {duration(total)}{so_far}, of which {duration(late)} for finals and judgement; "
+        f"about {n_tokens / 1e6:.2g} M prompt tokens; Ctrl-C keeps the best so far"
+    )
+    return lines
 
 
 def _sparkline(values: list[float], width: int = 12) -> str:
@@ -333,7 +373,7 @@ def print_outcome(outcome: Outcome) -> None:
     """The table on test items, the scales, and what they are worth."""
     from ropebend.cli.eval import accuracy_table
     from ropebend.cli.show import render
-    from ropebend.search.report import describe, summary, title_of
+    from ropebend.search.report import SEEN, describe, summary, title_of
     from ropebend.search.verdict import verdict
 
     print(f"{title_of(outcome)}\n{summary(outcome)}\n\n{render(outcome.layers)}\n")
@@ -342,6 +382,8 @@ def print_outcome(outcome: Outcome) -> None:
             if len(outcome.tasks) > 1:
                 print(describe(task) + ("" if i < len(outcome.spec.tasks) else " (transfer: not searched on)"))
             print(accuracy_table([(_named(outcome, name), by_task[i]) for name, by_task in outcome.tests.items()]))
+    if not outcome.tests and outcome.seen:
+        print(f"{SEEN}\n{accuracy_table([(_named(outcome, name), e) for name, e in outcome.seen.items()])}")
     print(verdict(outcome))
 
 

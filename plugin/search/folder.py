@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,20 @@ from ropebend.search.measure import read_log
 from ropebend.search.outcome import Listener, Outcome
 from ropebend.search.run import run_search
 from ropebend.search.spec import PLACE, SearchSpec
+from ropebend.shell import command
 
 FORMAT = "ropebend-search/1"
+MARK = "ropebend-"  # what the format of a config.json of ours begins with
 CONFIG, LOG, FACTORS = "config.json", "evaluations.jsonl", "factors.json"
+FILES = (CONFIG, LOG, FACTORS, "report.html", "accuracy.png", "scales.png", "scores.png")
 
 
 def start(folder: Path, spec: SearchSpec, *, force: bool = False) -> SearchSpec:
-    """Make a run folder for a new search.  Raises UsageError if one is there already (force: it is thrown away)."""
+    """Make a run folder for a new search.  Raises UsageError if it holds one (force: that is thrown away), or anything
+    of somebody else's that would be overwritten."""
     check_free(folder, force=force)
+    if force:
+        clear(folder)
     spec = spec.model_copy(update={"model": str(Path(spec.model).absolute())})
     config = {
         "format": FORMAT,
@@ -36,13 +44,40 @@ def start(folder: Path, spec: SearchSpec, *, force: bool = False) -> SearchSpec:
     return spec
 
 
-def check_free(folder: Path, *, force: bool) -> None:
-    """Raise UsageError if a search is there already; force: throw it away."""
-    if not ((folder / CONFIG).exists() or (folder / LOG).exists()):
+def is_ours(folder: Path) -> bool:
+    """True if a search was begun here: config.json says so."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and str(config.get("format", "")).startswith(MARK)
+
+
+def check_free(folder: Path, *, force: bool, names: Sequence[str] = ()) -> None:
+    """Raise UsageError if a search may not write here; force: it may where a search was begun before.
+
+    names  of more files that will be written
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file, expected a folder for the search")
+    if is_ours(folder):
+        if not force:
+            resume = command("ropebend", "search", "--resume", folder)
+            raise UsageError(f"{folder}: holds a search already; go on with `{resume}`, or --force to start anew")
         return
-    if not force:
-        raise UsageError(f"{folder}: holds a search already; go on with --resume {folder}, or --force to start anew")
-    for name in (CONFIG, LOG, FACTORS):
+    in_the_way = [name for name in (*FILES, *names) if os.path.lexists(folder / name)]
+    if in_the_way:
+        raise UsageError(
+            f"{folder}: holds {in_the_way[0]}, which is not of a search of ours and would be overwritten; take another "
+            "folder with -o"
+        )
+
+
+def clear(folder: Path) -> None:
+    """Throw away what a search of ours wrote, and nothing else."""
+    if not is_ours(folder):
+        return
+    for name in (*(f for f in FILES if f != CONFIG), CONFIG):  # what says that the rest is ours goes last
         (folder / name).unlink(missing_ok=True)
 
 
@@ -86,17 +121,21 @@ def run_in(folder: Path, spec: SearchSpec, listener: Listener | None = None) -> 
     """
     from ropebend.search.report import write_report
 
-    digest = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_sha256"]
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     log = folder / LOG
     new = not log.exists()
+
+    def settle(settled: SearchSpec) -> None:
+        write_json(folder / CONFIG, {**config, "search": settled.model_dump(mode="json")})
+
     try:
-        outcome = run_search(spec, log, listener)
+        outcome = run_search(spec, log, listener, settle)
     except Exception:
-        if new and not (log.exists() and any(key is not None for (key, _, _), *_ in read_log(log))):
+        if new and not (log.exists() and any(logged.key[0] is not None for logged in read_log(log))):
             for path in (log, folder / CONFIG):
                 path.unlink(missing_ok=True)
         raise
-    outcome = replace(outcome, layers=with_provenance(outcome, digest))
+    outcome = replace(outcome, layers=with_provenance(outcome, config["model_sha256"]))
     outcome.layers.save(folder / FACTORS)
     write_report(folder, outcome)
     return outcome

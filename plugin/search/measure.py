@@ -1,11 +1,12 @@
-"""Scores of candidates on a task's first items: measured once, logged, and read back from the log on resume."""
+"""Scores of candidates on a task's first items: measured once, logged item by item, and read back on resume."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,35 +17,74 @@ from ropebend.search.objective import Objective
 from ropebend.search.space import Candidate, Key
 from ropebend.search.worker import Done, Executor, Job
 
-CHUNK = 8  # items per job at most, so that workers share what is left at the end
-
 #: Key of the candidate (None: unscaled), number of the task, full or not.
 MemoKey = tuple[Key | None, int, bool]
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A line of the log.
+
+    elapsed  seconds of the run when it was written, all resumes together; None in logs of the first release
+    """
+
+    key: MemoKey
+    item: int
+    done: Done
+    elapsed: float | None
 
 
 class Measurer:
     """Measures through an executor and never measures the same thing twice.
 
-    base  gives method and architecture; its scales are replaced by the candidate's
-    log   append-only JSON lines, flushed after each job; items that it holds already are taken from there
+    base     gives method and architecture; its scales are replaced by the candidate's
+    log      append-only JSON lines, one an item, flushed; items that it holds already are taken from there
+    started  when the run began, on time.monotonic's clock
     """
 
-    def __init__(self, objective: Objective, base: LayerScaling, executor: Executor, log: Path | None = None):
+    def __init__(
+        self, objective: Objective, base: LayerScaling, executor: Executor, log: Path | None = None,
+        started: float | None = None,
+    ):  # fmt: skip
         self.objective, self.base, self.executor = objective, base, executor
         self.n_tokens = 0  # prompt tokens computed for what was asked so far, now or when the log was written
         self.n_measured = 0  # items measured now
         self.lengths: dict[int, int] = {}  # tokens that a sequence of each task may reach
+        self._started = time.monotonic() if started is None else started
+        self._before = 0.0  # seconds of the run before this resume
+        self._replayed = 0.0  # what the clock showed at the last item taken from the log
         self._memo: defaultdict[MemoKey, dict[int, Row]] = defaultdict(dict)
-        self._logged: dict[tuple[MemoKey, int], Done] = {}  # one item each, until it is asked for
+        self._costs: defaultdict[int, list[tuple[int, float]]] = defaultdict(list)
+        self._logged: dict[tuple[MemoKey, int], Logged] = {}  # until it is asked for
         self._log: IO[str] | None = None
         if log is not None:
             self._read(log)
-            self._log = open(log, "a", encoding="utf-8")  # noqa: SIM115
+            try:
+                self._log = open(log, "a", encoding="utf-8")  # noqa: SIM115
+            except OSError as e:
+                raise RopebendError(f"{log}: cannot write: {e.strerror}") from None
 
     def close(self) -> None:
         """Close the log."""
         if self._log is not None:
             self._log.close()
+
+    @property
+    def seconds(self) -> float:
+        """What the run has taken, all its resumes together; while it is read back from the log, what it had taken then,
+        so that a budget in time is shared out as it was."""
+        if self._before and not self.n_measured:
+            return self._replayed
+        return self._before + time.monotonic() - self._started
+
+    def cost(self, task: int) -> tuple[float, float]:
+        """Prompt tokens and seconds of one item of a task, the mean of those measured (not the first one where there
+        are more: it warms up); 0, 0 before the first one."""
+        known = self._costs[task]
+        known = known[1:] or known
+        if not known:
+            return 0.0, 0.0
+        return sum(n for n, _ in known) / len(known), sum(s for _, s in known) / len(known)
 
     def scaling(self, candidate: Candidate) -> LayerScaling:
         """What a candidate is on this model."""
@@ -58,112 +98,123 @@ class Measurer:
         items: range,
         *,
         full: bool = False,
-        on_item: Callable[[int], None] | None = None,
+        on_item: Callable[[], None] | None = None,
     ) -> list[list[list[Row]]]:
         """Rows per candidate (None: unscaled), task and item.
 
-        on_item is called with the number of items of each job done.  If interrupted, what was done is kept.
+        on_item is called after each item.  If interrupted, the items that were done are kept.
         """
-        jobs: dict[tuple[MemoKey, int], Job] = {}  # by key and first item: what is asked for twice is done once
+        jobs: dict[tuple[MemoKey, int], Job] = {}  # what is asked for twice is done once
         for candidate in candidates:
-            scaling = self.scaling(candidate) if candidate is not None else None
             for task in tasks:
                 key = self._key(candidate, task, full)
+                scaling = self.scaling(candidate) if candidate is not None and key[0] is not None else None
                 for i in items:
                     if (key, i) in self._logged:  # at its price in tokens, so that a budget of them ends a resumed
-                        self._take(key, i, self._logged.pop((key, i)), on_item)  # run where it ends any other
-                for start, stop in _runs([i for i in items if i not in self._memo[key]]):
-                    jobs[key, start] = Job(scaling, task, start, stop, full)
+                        self._take_logged(self._logged.pop((key, i)))  # run where it ends any other
+                        if on_item is not None:
+                            on_item()
+                    elif i not in self._memo[key]:
+                        jobs[key, i] = Job(scaling, task, i, full)
         order = list(jobs)
         for number, done in self.executor.run(list(jobs.values())):
-            key, start = order[number]
-            self.n_measured += len(done.rows)
-            self._write(key, start, done)
-            self._take(key, start, done, on_item)
+            key, i = order[number]
+            self.n_measured += 1
+            self._write(key, i, done)
+            self._take(key, i, done)
+            if on_item is not None:
+                on_item()
         return [[[self._memo[self._key(c, t, full)][i] for i in items] for t in tasks] for c in candidates]
 
     def scores(
-        self, candidates: Sequence[Candidate], n_items: int, on_item: Callable[[int], None] | None = None
+        self, candidates: Sequence[Candidate], n_items: int, on_item: Callable[[], None] | None = None
     ) -> list[float]:
         """Scores on the first n_items; comparable with others at the same n_items only."""
         tasks = range(len(self.objective.terms))
-        (unscaled,) = self.rows([None], tasks, range(n_items))
+        (unscaled,) = self.rows([None], tasks, range(n_items), on_item=on_item)
         return [
             self.objective.score(r, unscaled) for r in self.rows(candidates, tasks, range(n_items), on_item=on_item)
         ]
 
-    def is_known(self, candidate: Candidate, n_items: int) -> bool:
-        """True if the score on the first n_items needs no measurement."""
+    def n_missing(self, candidate: Candidate | None, n_items: int) -> int:
+        """Of the first n_items (of all tasks) those that the score still needs."""
         tasks = range(len(self.objective.terms))
-        return all(i in self._memo[self._key(candidate, t, False)] for t in tasks for i in range(n_items))
+        known = (self._memo[self._key(candidate, t, False)] for t in tasks)
+        return sum(i not in rows for rows in known for i in range(n_items))
 
-    @staticmethod
-    def _key(candidate: Candidate | None, task: int, full: bool) -> MemoKey:
-        return (candidate.key if candidate is not None else None), task, full
+    def _key(self, candidate: Candidate | None, task: int, full: bool) -> MemoKey:
+        if candidate is None or (self.base.rope.method == "none" and set(candidate.scales) == {1.0}):
+            return None, task, full  # scale 1 is the unscaled model
+        return candidate.key, task, full
 
-    def _take(self, key: MemoKey, start: int, done: Done, on_item: Callable[[int], None] | None) -> None:
-        self._memo[key].update(enumerate(done.rows, start))
-        self.n_tokens += sum(done.n_tokens)
+    def _take_logged(self, logged: Logged) -> None:
+        self._take(logged.key, logged.item, logged.done)
+        self._replayed = max(self._replayed, logged.elapsed or 0.0)
+
+    def _take(self, key: MemoKey, item: int, done: Done) -> None:
+        self._memo[key][item] = done.row
+        self._costs[key[1]].append((done.n_tokens, done.seconds))
+        self.n_tokens += done.n_tokens
         self.lengths[key[1]] = done.length
-        if on_item is not None:
-            on_item(len(done.rows))
 
     # ---- the log
 
-    def _write(self, key: MemoKey, start: int, done: Done) -> None:
+    def _write(self, key: MemoKey, item: int, done: Done) -> None:
         if self._log is None:
             return
         candidate, task, full = key
         scales, factor = candidate if candidate is not None else (None, None)
         line = {
-            "scales": scales, "factor": factor, "task": task, "full": full, "start": start,
-            "value": [r.value for r in done.rows], "logprob": [r.logprob for r in done.rows],
-            "tokens": done.n_tokens, "length": done.length,
+            "scales": scales, "factor": factor, "task": task, "full": full, "item": item, "value": done.row.value,
+            "logprob": done.row.logprob, "tokens": done.n_tokens, "length": done.length,
+            "seconds": round(done.seconds, 4), "elapsed": round(self.seconds, 3),
         }  # fmt: skip
-        self._log.write(json.dumps(line) + "\n")
-        self._log.flush()
+        try:
+            self._log.write(json.dumps(line) + "\n")
+            self._log.flush()
+        except OSError as e:
+            raise RopebendError(f"{self._log.name}: cannot write: {e.strerror}") from None
 
     def _read(self, log: Path) -> None:
         """Take over what a log holds; a last line that a kill cut off is cut away."""
         if not log.exists():
             return
-        for key, start, done in read_log(log):
-            for i, (row, n) in enumerate(zip(done.rows, done.n_tokens, strict=True), start):
-                self._logged[key, i] = Done((row,), (n,), done.length)
+        for logged in read_log(log):
+            self._logged[logged.key, logged.item] = logged
+            self._before = max(self._before, logged.elapsed or 0.0)
         data = log.read_bytes()
         if not data.endswith(b"\n"):
             with open(log, "r+b") as f:
                 f.truncate(data.rfind(b"\n") + 1)
 
 
-def read_log(log: Path) -> Iterator[tuple[MemoKey, int, Done]]:
-    """The measurements in a log, each with its key and first item; a torn last line is left out.
+def read_log(log: Path) -> Iterator[Logged]:
+    """The measurements in a log, item by item; a torn last line is left out.
 
     Raises RopebendError naming the line that is not a measurement.
     """
-    data = log.read_bytes()
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].decode().splitlines(), 1):
+    try:
+        data = log.read_bytes()
+    except OSError as e:
+        raise RopebendError(f"{log}: {e.strerror}") from None
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].decode(errors="replace").splitlines(), 1):
         try:
-            yield _parse(json.loads(line))
+            yield from _parse(json.loads(line))
         except (ValueError, KeyError, TypeError) as e:
             raise RopebendError(f"{log}: line {number}: not a measurement ({type(e).__name__}: {e})") from None
 
 
-def _parse(line: dict[str, Any]) -> tuple[MemoKey, int, Done]:
+def _parse(line: dict[str, Any]) -> list[Logged]:
     key: Key | None = None
     if line["scales"] is not None:
         key = tuple(float(s) for s in line["scales"]), float(line["factor"])
-    rows = tuple(Row(tuple(v), tuple(p)) for v, p in zip(line["value"], line["logprob"], strict=True))
-    done = Done(rows, tuple(map(int, line["tokens"])), int(line["length"]))
-    return (key, int(line["task"]), bool(line["full"])), int(line["start"]), done
-
-
-def _runs(items: Sequence[int]) -> list[tuple[int, int]]:
-    """Consecutive items as [start, stop) of at most CHUNK."""
-    out: list[tuple[int, int]] = []
-    for i in items:
-        if out and out[-1][1] == i and i - out[-1][0] < CHUNK:
-            out[-1] = (out[-1][0], i + 1)
-        else:
-            out.append((i, i + 1))
-    return out
+    memo_key = key, int(line["task"]), bool(line["full"])
+    if "start" in line:  # the first release wrote several items a line, without their time
+        items = zip(line["value"], line["logprob"], line["tokens"], strict=True)
+        return [
+            Logged(memo_key, i, Done(Row(tuple(v), tuple(p)), int(n), 0.0, int(line["length"])), None)
+            for i, (v, p, n) in enumerate(items, int(line["start"]))
+        ]
+    row = Row(tuple(line["value"]), tuple(line["logprob"]))
+    done = Done(row, int(line["tokens"]), float(line["seconds"]), int(line["length"]))
+    return [Logged(memo_key, int(line["item"]), done, float(line["elapsed"]))]

@@ -7,32 +7,12 @@ from dataclasses import dataclass, field
 from ropebend.evaluate import Evaluation
 from ropebend.model_info import ModelInfo
 from ropebend.scaling import LayerScaling
+from ropebend.search.cost import Cost
 from ropebend.search.optimisers import Scored
 from ropebend.search.spec import SearchSpec
 from ropebend.tasks.task import Task
 
-
-@dataclass(frozen=True)
-class Cost:
-    """What a run will take, extrapolated from the unscaled model's first item of each task.
-
-    n_tokens   prompt tokens that must be computed for one candidate on one item of every task
-    seconds    that takes all workers together; 0 if it was read from the log
-    n_search   items (candidates times items) of the searches, None where the budget is not a number of evaluations
-    n_late     items of the finals and the tests
-    context    tokens that a sequence of the first task may reach
-    """
-
-    n_tokens: int
-    seconds: float
-    n_search: int | None
-    n_late: int
-    context: int
-
-    @property
-    def late_seconds(self) -> float:
-        """What the finals and the tests take."""
-        return self.n_late * self.seconds
+UNSCALED = "unscaled"  # what the model without scales is called among results
 
 
 @dataclass(frozen=True)
@@ -71,10 +51,13 @@ class Found:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All searches (the main one last) and, unless interrupted, how their winners do on items never seen.
+    """All searches (the main one last) and how their winners do on items never seen.
 
-    tests  name of the scales ("unscaled", "start" if there are some, then the searches') -> an evaluation per task: the
-           objective's, then transfer
+    tests  name of the scales (`UNSCALED`, "start" if there are some, then the searches') -> an evaluation per task: the
+           objective's, then transfer; empty if it was interrupted before
+    seen   the same on the first items of the search itself, first task only; they flatter what was chosen by them
+    n_tokens, seconds  of all resumes together
+    left   seconds that an interrupted one still takes
     """
 
     spec: SearchSpec
@@ -82,11 +65,13 @@ class Outcome:
     tasks: tuple[Task, ...]
     found: dict[str, Found]
     tests: dict[str, list[Evaluation]]
+    seen: dict[str, Evaluation]
     layers: LayerScaling
     n_ctx: int
     n_tokens: int
     seconds: float
     interrupted: bool
+    left: float = 0.0
 
     @property
     def main(self) -> Found:
@@ -97,20 +82,34 @@ class Outcome:
         return max(self.found.values(), key=lambda f: f.best.score)
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    stage    a search's name, "finals: …" or "test"
+    done     share of the whole run, 0 to 1
+    seconds  that are left
+    """
+
+    stage: str
+    done: float
+    seconds: float
+
+
 class Listener:
     """Hears how a run goes on; does nothing by itself."""
 
     def note(self, text: str) -> None:
-        """Something happened to the workers, in words."""
+        """Something that the user ought to know, in words."""
 
-    def started(self, cost: Cost) -> None:
-        """The model is loaded and one item was measured."""
+    def started(self, spec: SearchSpec, cost: Cost) -> None:
+        """The first items are measured; spec: with numbers that fit its time."""
 
     def generation(self, state: Generation) -> None:
         """A generation is measured."""
 
-    def items(self, stage: str, n: int) -> None:
-        """n more items were measured; stage: the search's name, "finals" or "test"."""
+    def stage(self, stage: str) -> None:
+        """A stage begins."""
 
-    def stage(self, stage: str, n_items: int) -> None:
-        """A stage of so many items (candidates times items) begins."""
+    def progress(self, progress: Progress) -> None:
+        """An item is measured, or with one worker in this process a part of one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -83,4 +84,7 @@ def scores(title: str, found: Mapping[str, Found]) -> bytes:
 
 def _colours(n: int) -> list[str]:
     """n colours, the last one always the red of the result, the first one the grey of the unscaled model."""
-    return [*COLOURS[: n - 1], COLOURS[-1]]
+    first, *between, last = COLOURS
+    if n < 2:
+        return [last]
+    return [first, *itertools.islice(itertools.cycle(between), n - 2), last]

@@ -86,6 +86,8 @@ class RayExecutor:
     GPU or one a node where their number is open.  Raises RopebendError if the cluster is out of reach or too small.
     """
 
+    on_tokens: Callable[[int], None] | None = None
+
     def __init__(self, bench: Bench, n_workers: int | None, address: str | None, note: Callable[[str], None]):
         self._note = note
         self._actors: list[_Actor] = []
@@ -200,7 +202,7 @@ class RayExecutor:
         reason = ", out of memory" if isinstance(error, OutOfMemoryError) else ""
         if times == MAX_DEATHS:
             raise RopebendError(
-                f"items {job.start} to {job.stop - 1} of task {job.task + 1} ended {times} workers, the last one on "
+                f"item {job.item} of task {job.task + 1} ended {times} workers, the last one on "
                 f"{actor.where}{reason}: a crash, or too little memory; Ray's logs on that node may tell"
             ) from None
         self._note(f"the worker on {actor.where} died{reason}; what it did is handed out again")

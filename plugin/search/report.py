@@ -11,13 +11,24 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from ropebend.durations import duration
 from ropebend.evaluate import RetrievalEvaluation
 from ropebend.files import write_bytes
 from ropebend.search import plot
-from ropebend.search.outcome import Outcome
+from ropebend.search.outcome import UNSCALED, Outcome
 from ropebend.search.spec import SearchSpec
 from ropebend.search.verdict import verdict
+from ropebend.shell import command
 from ropebend.tasks.task import Task
+
+#: What a score is.
+SCORE = (
+    "Score: (1 - worst) times the mean over depths plus worst times the worst depth, of the accuracy and a tenth of "
+    "the answers' mean probability, so that it may exceed 1; for a text the mean log-probability per token. Scores "
+    "compare at equal numbers of items only."
+)
+#: Above figures that the search has chosen by.
+SEEN = "on the search's own items, which flatter what was chosen by them; nothing is judged yet"
 
 
 class Picture(NamedTuple):
@@ -32,19 +43,33 @@ def write_report(folder: Path, outcome: Outcome) -> None:
     """Write report.html and its pictures into the run folder."""
     title = title_of(outcome)
     tests = {name: by_task[0] for name, by_task in outcome.tests.items()}
-    pictures = [
-        Picture("Scales", "scales.png", plot.scales(title, outcome.found, outcome.spec.label)),
-        Picture("Best score by generation", "scores.png", plot.scores(title, outcome.found)),
-    ]
-    by_depth = {name: t for name, t in tests.items() if isinstance(t, RetrievalEvaluation)}
+    commands = next_commands(outcome, folder)
+    pictures = []
+    by_depth = {name: t for name, t in (tests or outcome.seen).items() if isinstance(t, RetrievalEvaluation)}
     if by_depth:
-        pictures.append(Picture("Accuracy by depth", "accuracy.png", plot.accuracy(title, by_depth)))
-    write_page(folder, title, verdict(outcome), summary(outcome), _tables(outcome), pictures, outcome.spec)
+        what = "Accuracy by depth" + ("" if tests else ": the search's own items")
+        pictures.append(Picture(what, "accuracy.png", plot.accuracy(title, by_depth)))
+    pictures.append(Picture("Scales", "scales.png", plot.scales(title, outcome.found, outcome.spec.label)))
+    if any(len(f.history) > 1 for f in outcome.found.values()):
+        pictures.append(Picture("Best score by generation", "scores.png", plot.scores(title, outcome.found)))
+    write_page(folder, title, verdict(outcome), summary(outcome), _tables(outcome), pictures, outcome.spec, commands)
+
+
+def next_commands(outcome: Outcome, folder: Path, whole: Path | None = None) -> list[str]:
+    """What to type next, each with a word before it; whole: the folder of all seeds."""
+    lines = []
+    if outcome.interrupted:
+        resume = command("ropebend", "search", "--resume", whole or folder)
+        lines.append(f"go on:  {resume}   # {duration(outcome.left)} left")
+    if set(outcome.layers.layer_scale) != {1.0}:
+        add = command("ropebend", "add-scales", Path(outcome.spec.model), folder / "factors.json")
+        lines.append(f"next:   {add}" + ("   # not judged yet" if not outcome.tests else ""))
+    return lines
 
 
 def write_page(
     folder: Path, title: str, verdict: str, summary: str, tables: Sequence[dict[str, Any]], pictures: Sequence[Picture],
-    spec: SearchSpec,
+    spec: SearchSpec, commands: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Write report.html, with everything in it, and the pictures beside it.
 
@@ -61,6 +86,7 @@ def write_page(
         summary=summary,
         tables=tables,
         pictures=[{"title": p.title, "data": base64.b64encode(p.data).decode()} for p in pictures],
+        commands=commands,
         config=json.dumps(spec.model_dump(mode="json", exclude={"model"}), indent=2),
     )
     write_bytes(folder / "report.html", html.encode())
@@ -84,10 +110,13 @@ def describe(task: Task) -> str:
 def summary(outcome: Outcome) -> str:
     """What was spent."""
     n = sum(f.n_evaluated for f in outcome.found.values())
-    judged = f"winners judged on {outcome.spec.test} items never seen in the search" if outcome.tests else "interrupted"
+    judged = f"stopped before the judgement; {duration(outcome.left)} are missing"
+    if outcome.tests:
+        n_judged = outcome.tests[UNSCALED][0].n_items
+        judged = f"winners judged on {n_judged} items never seen in the search"
     return (
         f"{n} sets of scales measured in {len(outcome.found)} searches, {outcome.n_tokens / 1e6:.1f} M prompt tokens, "
-        f"{outcome.seconds / 60:.1f} minutes; {judged}."
+        f"{duration(outcome.seconds)}; {judged}."
     )
 
 
@@ -97,7 +126,7 @@ def _tables(outcome: Outcome) -> list[dict[str, Any]]:
     for i, task in enumerate(outcome.tasks if outcome.tests else ()):
         part = "objective" if i < len(outcome.spec.tasks) else "transfer: not searched on"
         results = {name: by_task[i] for name, by_task in outcome.tests.items()}
-        unscaled = results["unscaled"]
+        unscaled = results[UNSCALED]
         config = ", ".join(
             f"{k} {v}" for k, v in task.config().items() if k not in ("name", "depths") and v is not None
         )
@@ -123,10 +152,15 @@ def _tables(outcome: Outcome) -> list[dict[str, Any]]:
                 "p: paired sign-flip test by item.",
             }
         )
-    rows = [
+    if not outcome.tests and outcome.seen:
+        first = outcome.seen[UNSCALED]
+        rows = [[name, r.in_words(), *r.by_depth()] for name, r in outcome.seen.items()]
+        head = ["scales", first.measure, *(f"depth {c}" for c in first.columns)]
+        out.append({"title": describe(outcome.tasks[0]), "head": head, "rows": rows, "note": SEEN})
+    winners: list[list[Any]] = [
         [name, f.n_evaluated, f"{f.best.score:.4f}", f.n_items, f"{f.best.candidate.factor:g}",
          " ".join(f"{s:g}" for s in f.best.candidate.scales)]
         for name, f in outcome.found.items()
     ]  # fmt: skip
     head = ["search", "evaluations", "score", "on items", "factor", "scales by layer"]
-    return [*out, {"title": "Winners", "head": head, "rows": rows, "note": ""}]
+    return [*out, {"title": "Winners", "head": head, "rows": winners, "note": SCORE}]

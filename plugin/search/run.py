@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,43 +13,53 @@ from pathlib import Path
 import numpy as np
 
 from ropebend.errors import RopebendError
-from ropebend.evaluate import Evaluation
+from ropebend.evaluate import Evaluation, Row
 from ropebend.model import check_supported
 from ropebend.model_info import ModelInfo
 from ropebend.scaling import LayerScaling
+from ropebend.search.cost import Cost, cost_of, fitted
 from ropebend.search.measure import Measurer
 from ropebend.search.objective import Objective
 from ropebend.search.optimisers import Optimiser, make_optimiser, race
-from ropebend.search.outcome import Cost, Found, Generation, Listener, Outcome
+from ropebend.search.outcome import UNSCALED, Found, Generation, Listener, Outcome, Progress
 from ropebend.search.space import USUAL_TOP, Candidate, make_space, uniform_grid
-from ropebend.search.spec import UNIFORM_BUDGET, Budget, SearchSpec
+from ropebend.search.spec import MIN_TEST, UNIFORM_BUDGET, Budget, SearchSpec
 from ropebend.search.worker import Bench
 from ropebend.search.workers import open_executor
-from ropebend.tasks.task import Task
+from ropebend.tasks.task import RetrievalTask, Task
 
 N_KEPT = 24  # candidates of a search that are kept for the report, at least
+LONG_ITEM = 10.0  # seconds
+BLIND = 0.05  # nats per token: less is no slope to climb
 
 
-def run_search(spec: SearchSpec, log: Path | None = None, listener: Listener | None = None) -> Outcome:
+def run_search(
+    spec: SearchSpec, log: Path | None = None, listener: Listener | None = None,
+    settle: Callable[[SearchSpec], None] = lambda _: None,
+) -> Outcome:  # fmt: skip
     """Search as the spec says.  What `log` holds counts as measured, so a killed run goes on where it was.
 
+    settle  is called with the spec once its `open` numbers are fixed
+
     Ctrl-C ends it early with what is there.  Raises RopebendError if the model cannot take scales, if `spec.start` does
-    not fit it, or if a task has too few items.
+    not fit it, or if a task has too few items; DoesNotFit if a budget in time is too short.
     """
     listener = listener or Listener()
+    started = time.monotonic()
     info = ModelInfo.read(spec.model)
     if spec.start is not None and (len(spec.start) != info.n_layer or min(spec.start) < 1):
         raise RopebendError(f"start: expected {info.n_layer} scales, none below 1, got {list(spec.start)}")
     objective = spec.objective()
     tasks = (*(t.task for t in objective.terms), *(t.make() for t in spec.transfer))
-    with open_measurer(spec, info, objective, tasks, spec.n_search + spec.test, log, listener) as measurer:
-        return _Run(spec, info, tasks, measurer, listener).go()
+    n_items = spec.n_search + spec.test
+    with open_measurer(spec, info, objective, tasks, n_items, log, listener, started) as measurer:
+        return _Run(spec, info, tasks, measurer, listener, settle).go()
 
 
 @contextmanager
 def open_measurer(
     spec: SearchSpec, info: ModelInfo, objective: Objective, tasks: Sequence[Task], n_items: int, log: Path | None,
-    listener: Listener | None = None,
+    listener: Listener | None = None, started: float | None = None,
 ) -> Iterator[Measurer]:  # fmt: skip
     """What measures as the spec says, on n_items of each task (those of the objective first).
 
@@ -60,24 +72,27 @@ def open_measurer(
     note = (listener or Listener()).note
     with (
         closing(open_executor(bench, spec.executor, spec.workers, spec.ray_address, note)) as executor,
-        closing(Measurer(objective, base, executor, log)) as measurer,
+        closing(Measurer(objective, base, executor, log, started)) as measurer,
     ):
         yield measurer
 
 
 class _Run:
     def __init__(
-        self, spec: SearchSpec, info: ModelInfo, tasks: tuple[Task, ...], measurer: Measurer, listener: Listener
-    ):
+        self, spec: SearchSpec, info: ModelInfo, tasks: tuple[Task, ...], measurer: Measurer, listener: Listener,
+        settle: Callable[[SearchSpec], None],
+    ):  # fmt: skip
         self.spec, self.info, self.tasks = spec, info, tasks
-        self.measurer, self.listener = measurer, listener
+        self.measurer, self.listener, self.settle = measurer, listener, settle
         self.found: dict[str, Found] = {}
         self.tests: dict[str, list[Evaluation]] = {}
-        self.started = time.monotonic()
-        self.searches_end = float("inf")
+        self.end = math.inf  # on the measurer's clock
+        self.stage = ""
+        self.units = 0.0  # of what was asked so far
+        self.unit_tokens = 0  # of the item in work
 
     def go(self) -> Outcome:
-        cost = self._calibrate()
+        cost = self.cost = self._calibrate()
         interrupted = False
         optimisers: dict[str, Optimiser] = {}
         stretch = cost.context / self.info.n_ctx_train / self.spec.factor
@@ -98,33 +113,79 @@ class _Run:
             if not self.found:
                 raise
         outcome = Outcome(
-            self.spec, self.info, self.tasks, self.found, self.tests, self.measurer.base, cost.context,
-            self.measurer.n_tokens, time.monotonic() - self.started, interrupted,
+            self.spec, self.info, self.tasks, self.found, self.tests, self._seen(), self.measurer.base, cost.context,
+            self.measurer.n_tokens, self.measurer.seconds, interrupted, self._left() if interrupted else 0.0,
         )  # fmt: skip
         return replace(outcome, layers=self.measurer.scaling(outcome.main.best.candidate))
 
     def _calibrate(self) -> Cost:
-        """Time the first item (after one more that warms everything up) and say what the whole will cost."""
-        spec, measurer = self.spec, self.measurer
-        indices = range(len(self.measurer.objective.terms))
-        measurer.rows([None], indices, range(1))
-        tokens, measured, before = measurer.n_tokens, measurer.n_measured, time.monotonic()
-        measurer.rows([None], indices, range(1, 2))
-        seconds = time.monotonic() - before if measurer.n_measured > measured else 0.0
-        tokens = measurer.n_tokens - tokens
-        budget = Budget.parse(spec.budget)
-        n_searches = len(spec.searches())
-        n_search = None
-        if budget.unit == "evaluations":
-            n_search = int(budget.amount) * spec.screen
-            n_search += UNIFORM_BUDGET * spec.screen if "uniform" in spec.controls else 0
-        n_judged = n_searches + 1 + (spec.start is not None)
-        n_late = n_searches * sum(n * k for n, k in spec.finals) + n_judged * spec.test * len(self.tasks)
-        cost = Cost(tokens, seconds / measurer.executor.n_workers, n_search, n_late, measurer.lengths[0])
-        if budget.unit == "seconds":  # finals and tests have their part of it, but never more than half
-            self.searches_end = time.monotonic() + max(budget.amount - cost.late_seconds, budget.amount / 2)
-        self.listener.started(cost)
+        """Measure the unscaled model's first items (the first of all warms everything up) and settle what follows."""
+        measurer = self.measurer
+        indices = range(len(measurer.objective.terms))
+        for i in range(2):
+            measurer.rows([None], indices, range(i, i + 1))
+            if measurer.cost(0)[1] > LONG_ITEM:  # what warming up takes is nothing beside that
+                break
+        tokens, seconds = (sum(x) for x in zip(*(measurer.cost(t) for t in indices), strict=True))
+        seconds /= measurer.executor.n_workers
+        if self.spec.open is not None:
+            self.spec = fitted(self.spec, seconds, measurer.seconds)
+            self.settle(self.spec)
+        cost = cost_of(self.spec, tokens, seconds, measurer.lengths[0], measurer.seconds)
+        budget = Budget.parse(self.spec.budget)
+        if budget.unit == "seconds":
+            self.end = budget.amount
+        measurer.executor.on_tokens = self._computed
+        self.listener.started(self.spec, cost)
         return cost
+
+    # ---- how far it is
+
+    @property
+    def unit(self) -> float:
+        """Seconds of a unit, all workers together, as measured so far."""
+        indices = range(len(self.measurer.objective.terms))
+        return sum(self.measurer.cost(t)[1] for t in indices) / self.measurer.executor.n_workers or self.cost.seconds
+
+    def _left(self) -> float:
+        """Seconds that are left."""
+        budget, cost, clock = Budget.parse(self.spec.budget), self.cost, self.measurer.seconds
+        if budget.unit == "seconds":
+            return max(0.0, budget.amount - clock)
+        if budget.unit == "tokens":  # of the searches
+            total = budget.amount / max(cost.n_tokens, 1) + cost.late
+        else:
+            total = sum(cost.searches.values()) + cost.late
+        return max(0.0, total - self.units) * self.unit
+
+    def _item(self) -> None:
+        self.units += 1 / len(self.measurer.objective.terms)
+        self.unit_tokens = 0
+        self._tell(0.0)
+
+    def _computed(self, n_tokens: int) -> None:
+        """Some tokens of the item in work."""
+        self.unit_tokens += n_tokens
+        self._tell(min(1.0, self.unit_tokens / max(self.cost.n_tokens, 1)))
+
+    def _tell(self, part: float) -> None:
+        left = max(0.0, self._left() - part * self.unit)
+        spent = self.measurer.seconds
+        self.listener.progress(Progress(self.stage, spent / max(spent + left, 1e-9), left))
+
+    def _begin(self, stage: str) -> None:
+        self.stage = stage
+        if Budget.parse(self.spec.budget).unit == "evaluations":  # a stage may have taken less than was foreseen
+            names = [name for name, *_ in self.spec.searches()]
+            before = names.index(stage) if stage in names else len(names)
+            self.units = float(sum(self.cost.searches[n] for n in names[:before]))
+            if stage.startswith("finals"):
+                self.units += self.cost.finals * names.index(stage.removeprefix("finals: ")) / len(names)
+            elif stage == "test":
+                self.units += self.cost.finals
+        self.listener.stage(stage)
+
+    # ---- the stages
 
     def _optimiser(self, genome: str, name: str, stretch: float) -> Optimiser:
         spec = self.spec
@@ -144,66 +205,108 @@ class _Run:
         budget = Budget.parse(spec.budget)
         if budget.unit == "seconds":  # an equal part of what the ones before have left
             n_to_come = len(spec.searches()) - len(self.found) + 1
-            budget = Budget((self.searches_end - time.monotonic()) / n_to_come, "seconds")
+            left = self.end - self.cost.late * self.unit - measurer.seconds
+            budget = Budget(left / n_to_come, "seconds")
         else:
-            budget = budget.share(len([s for s in spec.searches() if s[1] != "uniform"]) or 1)
-        limit = float("inf")
+            budget = budget.share(spec.n_shares)
+        limit = math.inf
         if optimiser.space.name == "uniform" and name != spec.label:
             limit = UNIFORM_BUDGET
         elif budget.unit == "evaluations":
             limit = budget.amount
-        began, tokens = time.monotonic(), measurer.n_tokens
-        self.listener.stage(name, int(limit) * spec.screen if limit < float("inf") else 0)
+        began, tokens = measurer.seconds, measurer.n_tokens
+        self._begin(name)
         while optimiser.n_evaluated < limit:
-            spent = {"seconds": time.monotonic() - began, "tokens": measurer.n_tokens - tokens}
-            if optimiser.n_evaluated and spent.get(budget.unit, 0) >= budget.amount:
+            spent = {"seconds": measurer.seconds - began, "tokens": measurer.n_tokens - tokens}.get(budget.unit, 0)
+            if optimiser.n_evaluated and spent >= budget.amount:
                 break  # not before the first generation: there is always something to choose from
             candidates = optimiser.ask()
             if not candidates:
                 break
-            if limit < float("inf"):
+            if limit < math.inf:
                 candidates = candidates[: int(limit) - optimiser.n_evaluated]
+            if budget.unit == "seconds":  # no more than the time is there for
+                n_fit = int((budget.amount - spent) / max(self.unit * spec.screen, 1e-9))
+                candidates = candidates[: max(n_fit, 1 if optimiser.n_evaluated else 2)]
             try:
-                scores = measurer.scores(candidates, spec.screen, lambda n: self.listener.items(name, n))
+                scores = measurer.scores(candidates, spec.screen, self._item)
             except KeyboardInterrupt:
                 # results count in the order in which they were asked: the first ones that are complete
-                complete = []
-                for candidate in candidates:
-                    if not measurer.is_known(candidate, spec.screen):
-                        break
-                    complete.append(candidate)
+                complete = list(itertools.takewhile(lambda c: not measurer.n_missing(c, spec.screen), candidates))
                 optimiser.tell(measurer.scores(complete, spec.screen) if complete else [])
                 found.n_evaluated = optimiser.n_evaluated
                 raise
             optimiser.tell(scores)
             found.n_evaluated, found.n_repeated = optimiser.n_evaluated, optimiser.n_repeated
+            if not found.history:
+                self._warn_if_blind(candidates)
             state = Generation(
                 name, optimiser.generation, optimiser.n_evaluated, optimiser.best.score, float(np.mean(scores))
             )
             found.history.append(state)
             self.listener.generation(state)
 
+    def _warn_if_blind(self, candidates: Sequence[Candidate]) -> None:
+        """Say so once where nothing is right under any of the first scales and they do not move the probabilities."""
+        if len(self.found) > 1 or not isinstance(self.tasks[0], RetrievalTask):
+            return
+        rows = [r[0] for r in self.measurer.rows(candidates, [0], range(self.spec.screen))]
+        logprob = np.array([[r.logprob for r in by_item] for by_item in rows]).mean(axis=(1, 2))
+        if not any(any(r.value) for by_item in rows for r in by_item) and np.ptp(logprob) < BLIND:
+            self.listener.note(
+                f"warning: no answer is right under any of the first {len(candidates)} sets of scales, and their "
+                f"probabilities move by {np.ptp(logprob):.2f} nats only: the search has nothing to go by. Take "
+                "shorter prompts or an easier task, then --start from what that finds"
+            )
+
     def _finals(self, found: Found, optimiser: Optimiser) -> None:
         """Race the best of a search on more items."""
-        stage, finals = f"finals: {found.name}", self.spec.finals
+        self._begin(f"finals: {found.name}")
+        stages = self.spec.finals
+        if self.end < math.inf:  # where measuring is slower than it was at first, fewer enter
+            n_to_come = sum(1 for f in self.found.values() if not f.ranked)
+            time = (self.end - self.measurer.seconds - self.cost.test * self.unit) / n_to_come
+            wanted = self.cost.finals / len(self.found) * self.unit
+            if 0 < time < wanted:
+                stages = tuple((max(2, int(n * time / wanted)), k) for n, k in stages)
 
         def score(candidates: Sequence[Candidate], n_items: int) -> list[float]:
-            self.listener.stage(stage, len(candidates) * n_items)
-            return self.measurer.scores(candidates, n_items, lambda n: self.listener.items(stage, n))
+            return self.measurer.scores(candidates, n_items, self._item)
 
-        found.ranked = race(optimiser.top(max([N_KEPT, *(n for n, _ in finals)])), finals, score)
-        found.n_items = finals[-1][1] if finals else self.spec.screen
+        found.ranked = race(optimiser.top(max([N_KEPT, *(n for n, _ in stages)])), stages, score)
+        found.n_items = stages[-1][1] if stages else self.spec.screen
 
     def _test(self) -> None:
-        items = range(self.spec.n_search, self.spec.n_search + self.spec.test)
-        judged: dict[str, Candidate | None] = {"unscaled": None}
-        if self.spec.start is not None:
-            judged["start"] = Candidate(self.spec.start, self.spec.factor)
+        """Judge item by item, so that at any moment all are judged on the same ones."""
+        spec = self.spec
+        judged: dict[str, Candidate | None] = {UNSCALED: None}
+        if spec.start is not None:
+            judged["start"] = Candidate(spec.start, spec.factor)
         judged |= {name: f.best.candidate for name, f in self.found.items()}
-        candidates = [*judged.values()]
-        self.listener.stage("test", len(set(candidates)) * len(self.tasks) * len(items))
-        rows = self.measurer.rows(
-            candidates, range(len(self.tasks)), items, full=True, on_item=lambda n: self.listener.items("test", n)
-        )
-        for name, by_task in zip(judged, rows, strict=True):
-            self.tests[name] = [Evaluation.of(t, r) for t, r in zip(self.tasks, by_task, strict=True)]
+        self._begin("test")
+        rows: dict[str, list[list[Row]]] = {name: [[] for _ in self.tasks] for name in judged}
+        try:
+            for i in range(spec.n_search, spec.n_search + spec.test):
+                before = self.measurer.seconds
+                got = self.measurer.rows(
+                    [*judged.values()], range(len(self.tasks)), range(i, i + 1), full=True, on_item=self._item
+                )
+                for name, by_task in zip(judged, got, strict=True):
+                    for kept, news in zip(rows[name], by_task, strict=True):
+                        kept += news
+                took = self.measurer.seconds - before
+                if self.measurer.seconds + took > self.end and len(rows[UNSCALED][0]) >= MIN_TEST:
+                    break
+        finally:
+            if rows[UNSCALED][0]:
+                for name, by_task in rows.items():
+                    self.tests[name] = [Evaluation.of(t, r) for t, r in zip(self.tasks, by_task, strict=True)]
+
+    def _seen(self) -> dict[str, Evaluation]:
+        """On the items of the search itself, as many as all winners were measured on."""
+        n = min(f.n_items for f in self.found.values())
+        judged: dict[str, Candidate | None] = {UNSCALED: None, **{k: f.best.candidate for k, f in self.found.items()}}
+        if any(self.measurer.n_missing(c, n) for c in judged.values()):
+            return {}
+        got = self.measurer.rows([*judged.values()], [0], range(n))
+        return {k: Evaluation.of(self.tasks[0], by_task[0]) for k, by_task in zip(judged, got, strict=True)}

@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ropebend.errors import UsageError
 from ropebend.evaluate import Evaluation
+from ropebend.files import write_json
 from ropebend.search import folder as run_folder
 from ropebend.search import plot
 from ropebend.search.outcome import Outcome
 from ropebend.search.report import Picture, describe, write_page
 from ropebend.search.spec import SearchSpec
 from ropebend.search.verdict import rival, sentence
+from ropebend.shell import command
+
+FORMAT = "ropebend-seeds/1"
 
 
 def folders_in(folder: Path) -> list[Path]:
     """The run folders of a search under several seeds, by seed; none if it is something else."""
-    found = {int(f.name[5:]): f for f in folder.glob("seed-*") if f.name[5:].isdecimal()}
+    found = {int(f.name[5:]): f for f in folder.glob("seed-*") if f.name[5:].isdecimal() and run_folder.is_ours(f)}
     return [found[seed] for seed in sorted(found)]
 
 
 def start(folder: Path, specs: Sequence[SearchSpec], *, force: bool = False) -> list[tuple[Path, SearchSpec]]:
     """Make run folders: the folder itself for one search, seed-1, seed-2 … in it for several.
 
-    Raises UsageError if it holds a search already (force: it is thrown away).
+    Raises UsageError if it holds a search already (force: that is thrown away), or anything of somebody else's that
+    would be overwritten; then nothing is touched.
     """
     old = folders_in(folder)
     if old and not force:
-        raise UsageError(f"{folder}: holds searches already; go on with --resume {folder}, or --force to start anew")
-    for part in old:
-        shutil.rmtree(part)
-    if len(specs) == 1:
-        return [(folder, run_folder.start(folder, specs[0], force=force))]
+        resume = command("ropebend", "search", "--resume", folder)
+        raise UsageError(f"{folder}: holds searches already; go on with `{resume}`, or --force to start anew")
+    parts = [folder] if len(specs) == 1 else [folder / f"seed-{spec.seed}" for spec in specs]
     run_folder.check_free(folder, force=force)
-    parts = [folder / f"seed-{spec.seed}" for spec in specs]
-    return [(part, run_folder.start(part, spec)) for part, spec in zip(parts, specs, strict=True)]
+    for part in parts[len(specs) == 1 :]:
+        run_folder.check_free(part, force=force)
+    for part in (*old, folder):
+        run_folder.clear(part)
+        if part != folder and not any(part.iterdir()):
+            part.rmdir()
+    started = [(part, run_folder.start(part, spec)) for part, spec in zip(parts, specs, strict=True)]
+    if len(specs) > 1:
+        write_json(folder / run_folder.CONFIG, {"format": FORMAT, "seeds": [spec.seed for spec in specs]})
+    return started
 
 
 def pooled(outcomes: Sequence[Outcome]) -> dict[str, Evaluation]:

@@ -3,26 +3,29 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ropebend.durations import read_duration
 from ropebend.errors import UsageError
 from ropebend.rope_method import RopeMethod
 from ropebend.runtime import Runtime
 from ropebend.search.objective import Objective, Term
 from ropebend.tasks import Task, make_task, option_types, read_option
-from ropebend.words import read_duration
 
 MethodName = Literal["none", "linear", "ntk", "dynamic-ntk", "yarn"]
 GenomeName = Literal["bezier", "line", "uniform", "free"]
 OptimiserName = Literal["ga", "cma", "random"]
 ExecutorName = Literal["local", "ray"]
+OpenName = Literal["controls", "screen", "finals", "test"]
 
 CONTROLS = ("uniform", "line", "free", "random")
 UNIFORM_BUDGET = 48  # evaluations; one gene needs no more
+MIN_TEST = 10  # items that the winners must be judged on, or nothing can be said
 PLACE = ("executor", "workers", "ray_address")  # fields that say where to measure: they do not change the result
 
 
@@ -86,6 +89,11 @@ class TaskSpec(_Strict):
             if not equals:
                 raise UsageError(f"task {text!r}: expected NAME:option=value,option=value …, got {part!r}")
         own = {k: values.pop(k) for k in ("weight", "keep") if k in values}
+        for key, value in own.items():
+            if not (math.isfinite(value) and value >= 0) or (key, value) == ("weight", 0.0):
+                raise UsageError(f"task {text!r}: {key}: expected a number of 0 or more, got {value:g}")
+        if len(own) == 2:
+            raise UsageError(f"task {text!r}: weight has no effect beside keep; give one of them")
         return cls(name=name, options=values, **own)
 
     def make(self) -> Task:
@@ -100,6 +108,7 @@ class SearchSpec(_Strict):
     screen    items on which every candidate is measured
     finals    (candidates, items) in turn: so many of the best are measured on so many items
     test      items on which the winners are judged; never seen before
+    open      numbers that a budget in time may make smaller, so that all of the run fits it; None: they are settled
     start     scales per layer that every search tries first: what another search has found, say at half the length
     controls  "uniform", "line", "free", "random": what the result is compared with
     executor  "local": `workers` processes (None: 1) that share the threads; "ray": actors of the cluster at
@@ -121,6 +130,7 @@ class SearchSpec(_Strict):
     screen: int = 6
     finals: tuple[tuple[int, int], ...] = ((24, 24),)
     test: int = 100
+    open: tuple[OpenName, ...] | None = None
     depth_weights: tuple[float, ...] | None = None
     worst: float = 0.2
     seed: int = 1
@@ -138,6 +148,11 @@ class SearchSpec(_Strict):
     def rope(self) -> RopeMethod:
         """The extension method underneath."""
         return RopeMethod(self.method, self.factor)
+
+    @property
+    def n_shares(self) -> int:
+        """Searches among which the budget is shared out: all but a uniform one."""
+        return sum(genome != "uniform" for _, genome, _ in self.searches()) or 1
 
     def objective(self) -> Objective:
         """The tasks with their parts."""

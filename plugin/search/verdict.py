@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from ropebend.evaluate import Evaluation
-from ropebend.search.outcome import Outcome
-
-MIN_TEST = 10  # items; a bootstrap over fewer says nothing
+from ropebend.search.outcome import UNSCALED, Outcome
+from ropebend.search.spec import MIN_TEST
 
 
 def rival(outcome: Outcome) -> tuple[str, str]:
     """What the result must beat, by name and in words: the best uniform scale, or else the unscaled model."""
     if "uniform" in outcome.tests and outcome.spec.genome != "uniform":
         return "uniform", "the best uniform scale"
-    return "unscaled", "the unscaled model"
+    return UNSCALED, "the unscaled model"
 
 
 def sentence(mine: Evaluation, theirs: Evaluation, what: str) -> str:
@@ -36,4 +35,8 @@ def verdict(outcome: Outcome) -> str:
         useless = set(main.best.candidate.scales) == {1.0}
         return f"{text} They are all 1, which changes nothing: go on with --resume." if useless else text
     other, what = rival(outcome)
-    return sentence(outcome.tests[outcome.spec.label][0], outcome.tests[other][0], what)
+    line = sentence(outcome.tests[outcome.spec.label][0], outcome.tests[other][0], what)
+    if outcome.interrupted:
+        n = outcome.tests[UNSCALED][0].n_items
+        line += f" Interrupted after {n} of {outcome.spec.test} test items: go on with --resume."
+    return line

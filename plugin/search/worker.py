@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,21 +16,26 @@ from ropebend.tasks.task import Task
 
 @dataclass(frozen=True)
 class Job:
-    """Items [start, stop) of task number `task` under some scales; full: see `Evaluator.measure`."""
+    """An item of task number `task` under some scales; full: see `Evaluator.measure`."""
 
     scaling: LayerScaling | None
     task: int
-    start: int
-    stop: int
+    item: int
     full: bool
 
 
 @dataclass(frozen=True)
 class Done:
-    """Rows of a job, the prompt tokens that went through the model for each, and how long the task's sequences get."""
+    """What came of a job.
 
-    rows: tuple[Row, ...]
-    n_tokens: tuple[int, ...]
+    n_tokens  prompt tokens that went through the model
+    seconds   that it took
+    length    tokens that a sequence of the task may reach
+    """
+
+    row: Row
+    n_tokens: int
+    seconds: float
     length: int
 
 
@@ -43,12 +49,17 @@ class Bench:
 
 
 class Worker(Closing):
-    """A model and one evaluator per task, made when the task first comes up."""
+    """A model and one evaluator per task, made when the task first comes up.
+
+    on_tokens  is told how many prompt tokens a decode has computed
+    """
 
     def __init__(self, bench: Bench):
         self.bench = bench
         self.model = Model(bench.model, n_gpu_layers=bench.runtime.n_gpu_layers)
+        self.on_tokens: Callable[[int], None] | None = None
         self._evaluators: dict[int, Evaluator] = {}
+        self._set: dict[int, LayerScaling | None] = {}  # what each evaluator runs under
 
     def evaluator(self, task: int) -> Evaluator:
         """The evaluator of a task."""
@@ -60,13 +71,18 @@ class Worker(Closing):
     def run(self, job: Job) -> Done:
         """Do a job."""
         evaluator = self.evaluator(job.task)
-        evaluator.set_scaling(job.scaling)
-        rows, n_tokens = [], []
-        for i in range(job.start, job.stop):
-            before = evaluator.n_computed
-            rows.append(evaluator.measure(i, full=job.full))
-            n_tokens.append(evaluator.n_computed - before)
-        return Done(tuple(rows), tuple(n_tokens), evaluator.n_tokens)
+        evaluator.on_tokens = self._computed if self.on_tokens is not None else None
+        started, before = time.monotonic(), evaluator.n_computed
+        if job.task not in self._set or self._set[job.task] != job.scaling:
+            self._set.pop(job.task, None)
+            evaluator.set_scaling(job.scaling)
+            self._set[job.task] = job.scaling
+        row = evaluator.measure(job.item, full=job.full)
+        return Done(row, evaluator.n_computed - before, time.monotonic() - started, evaluator.n_tokens)
+
+    def _computed(self, n_tokens: int, position: int) -> None:
+        if self.on_tokens is not None:
+            self.on_tokens(n_tokens)
 
     def close(self) -> None:
         """Free contexts and weights."""
@@ -77,9 +93,13 @@ class Worker(Closing):
 
 
 class Executor(Protocol):
-    """Does jobs, in any order."""
+    """Does jobs, in any order.
+
+    on_tokens  see `Worker`; only where the work is done in this process
+    """
 
     n_workers: int
+    on_tokens: Callable[[int], None] | None
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Done]]:
         """Number of each job and what came of it, as they are done."""

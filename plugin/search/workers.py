@@ -25,9 +25,11 @@ class LocalExecutor:
 
     def __init__(self, bench: Bench):
         self._worker = Worker(bench)
+        self.on_tokens: Callable[[int], None] | None = None
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Done]]:
         """In order."""
+        self._worker.on_tokens = self.on_tokens
         for i, job in enumerate(jobs):
             yield i, self._worker.run(job)
 
@@ -38,6 +40,8 @@ class LocalExecutor:
 
 class ProcessExecutor:
     """Worker processes on this machine; threads are shared out among them."""
+
+    on_tokens: Callable[[int], None] | None = None
 
     def __init__(self, bench: Bench, n_workers: int):
         self.n_workers = n_workers

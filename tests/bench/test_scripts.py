@@ -26,7 +26,7 @@ def test_a_search_at_longropes_budget_counts_and_goes_on(tmp_path: Path) -> None
     assert "16 different sets of scales in the search itself" in first
     assert "each on 1 JSON objects or more, 3 on 2 or more, the winners on 2 unseen ones" in first
     log = (tmp_path / "bench-longrope" / "evaluations.jsonl").read_text().splitlines()
-    tokens = [n for line in log for n in json.loads(line)["tokens"]]
+    tokens = [json.loads(line)["tokens"] for line in log]
     everything = re.findall(r"^all +(\d+) +([\d.]+)$", first, re.MULTILINE)
     assert everything == [(str(len(tokens)), f"{sum(tokens) / 1e6:.2f}")]
     again = bench("search.py", *small, cwd=tmp_path).stdout

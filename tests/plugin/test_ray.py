@@ -18,14 +18,20 @@ from small_search import NEEDLE, spec
 from ropebend import RopebendError
 from ropebend.cli.search import with_place
 from ropebend.errors import UsageError
+from ropebend.evaluate import Row
 from ropebend.runtime import Runtime
 from ropebend.search import Listener, SearchSpec, TaskSpec, ray_executor, run_search
 from ropebend.search import folder as run_folder
-from ropebend.search.worker import Bench, Job
+from ropebend.search.outcome import Progress
+from ropebend.search.worker import Bench, Executor, Job
 from ropebend.search.workers import open_executor
 from ropebend.tasks.kv import KVRetrieval
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
+
+
+def rows(executor: Executor, jobs: list[Job]) -> dict[int, Row]:
+    return {number: done.row for number, done in executor.run(jobs)}
 
 
 class Watch(Listener):
@@ -39,7 +45,7 @@ class Watch(Listener):
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def items(self, stage: str, n: int) -> None:
+    def progress(self, progress: Progress) -> None:
         self.n_results += 1
         if self.n_results >= self.after and len(set(self.processes)) >= self.n_workers:
             do, self.do = self.do, lambda _: None
@@ -119,18 +125,18 @@ def test_killed_workers_lose_nothing(
 def test_a_restarted_worker_that_finds_another_model_is_left_out(cluster: Cluster, tmp_path: Path) -> None:
     model = Path(shutil.copy(NEEDLE, tmp_path / "m.gguf"))
     bench = Bench(str(model), ((KVRetrieval(keys=4), 4),), spec().runtime)
-    jobs = [Job(None, 0, i, i + 1, True) for i in range(4)]
+    jobs = [Job(None, 0, i, True) for i in range(4)]
     watch = Watch()
     local, on_ray = (open_executor(bench, name, None, cluster.address, watch.note) for name in ("local", "ray"))
-    expected = dict(local.run(jobs))
+    expected = rows(local, jobs)
     while len(watch.processes) < 2:
-        assert dict(on_ray.run(jobs)) == expected
+        assert rows(on_ray, jobs) == expected
     (tmp_path / "new").write_bytes(model.read_bytes() + b"\0")
     os.replace(tmp_path / "new", model)  # who has it open keeps the old one
     os.kill(watch.processes[0], signal.SIGKILL)
     while not (notes := watch.said("going on without this worker")):
-        assert dict(on_ray.run(jobs)) == expected
-    assert dict(on_ray.run(jobs)) == expected
+        assert rows(on_ray, jobs) == expected
+    assert rows(on_ray, jobs) == expected
     assert re.search(rf"Ray node \S+: {model}: expected the file that is here \([\d,]+ bytes\), there is", notes[0])
     on_ray.close()
     local.close()

@@ -6,25 +6,30 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from small_search import KV, NEEDLE, spec
+from typer.testing import CliRunner
 
 from ropebend import LayerScaling, RopebendError
-from ropebend.cli.search import cost_in_words
+from ropebend.cli import app
+from ropebend.cli.search import plan_in_words
 from ropebend.errors import UsageError
 from ropebend.evaluate import Evaluation, Row
 from ropebend.runtime import Runtime
-from ropebend.search import Listener, TaskSpec, run_search, seeds, verdict
+from ropebend.search import Listener, SearchSpec, TaskSpec, run_search, seeds, verdict
 from ropebend.search import folder as run_folder
-from ropebend.search.measure import CHUNK, Measurer
+from ropebend.search.cost import Cost, DoesNotFit, cost_of, fitted
+from ropebend.search.measure import Measurer
 from ropebend.search.objective import Objective, Term, depth_weights
 from ropebend.search.optimisers import Scored, race
-from ropebend.search.outcome import Cost, Generation
+from ropebend.search.outcome import Generation
 from ropebend.search.space import Candidate
+from ropebend.search.spec import CONTROLS, OpenName
 from ropebend.search.worker import Done, Job
 from ropebend.tasks.kv import KVRetrieval
 from ropebend.tasks.text import Perplexity
@@ -101,6 +106,11 @@ def test_killed_and_resumed_it_ends_in_the_same_factors(
     assert (tmp_path / "factors.json").read_bytes() == (plain[0] / "factors.json").read_bytes()
 
 
+def measurements(log: Path) -> list[dict[str, Any]]:
+    """The lines of a log but for their times."""
+    return [{**json.loads(line), "seconds": 0, "elapsed": 0} for line in log.read_text().splitlines()]
+
+
 def test_a_budget_in_tokens_resumes_where_it_was(tmp_path: Path) -> None:
     """What was read from the log has its price, too: the search ends where the uninterrupted one ends."""
     whole = run_search(spec(budget="9ktok", test=1), tmp_path / "log.jsonl")
@@ -113,7 +123,7 @@ def test_a_budget_in_tokens_resumes_where_it_was(tmp_path: Path) -> None:
         }
         assert again.layers.layer_scale == whole.layers.layer_scale
         assert again.n_tokens == whole.n_tokens
-        assert (tmp_path / "cut.jsonl").read_text().splitlines(keepends=True) == lines
+        assert measurements(tmp_path / "cut.jsonl") == measurements(tmp_path / "log.jsonl")
 
 
 def test_resuming_refuses_what_is_not_the_same(tmp_path: Path) -> None:
@@ -122,7 +132,7 @@ def test_resuming_refuses_what_is_not_the_same(tmp_path: Path) -> None:
     model = tmp_path / "m.gguf"
     model.write_bytes(Path(NEEDLE).read_bytes())
     run_folder.start(tmp_path, spec(model=str(model)))
-    with pytest.raises(RopebendError, match="holds a search already; go on with --resume"):
+    with pytest.raises(RopebendError, match="holds a search already; go on with `ropebend search --resume"):
         run_folder.start(tmp_path, spec())
     model.write_bytes(Path(NEEDLE).read_bytes() + b"x")
     with pytest.raises(RopebendError, match="not the file any more"):
@@ -179,32 +189,65 @@ def test_budgets_in_tokens_and_time_end_a_search() -> None:
     costs: list[Cost] = []
 
     class Stages(Listener):
-        def started(self, cost: Cost) -> None:
+        def started(self, spec: SearchSpec, cost: Cost) -> None:
             costs.append(cost)
 
-        def stage(self, stage: str, n_items: int) -> None:
+        def stage(self, stage: str) -> None:
             seen.append(stage)
 
     outcome = run_search(spec(budget="0.000001s"), listener=Stages())
-    assert len(outcome.main.history) == 1  # the clock is read between generations
+    assert len(outcome.main.history) == 1  # there is always something to choose from
     assert seen == ["uniform", "bezier ga", "finals: uniform", "finals: bezier ga", "test"]
-    assert costs[0].n_late == 2 * 3 * 2 + 3 * 2  # finals of two searches, tests of three sets of scales
+    assert (costs[0].finals, costs[0].test) == (2 * 3 * 1, 3 * 2)  # of two searches; of three sets of scales
 
 
-def test_a_budget_in_time_pays_for_finals_and_tests() -> None:
-    cost = Cost(n_tokens=1000, seconds=0.5, n_search=None, n_late=60, context=300)
-    assert "0.5 minutes of searches, then about 0.5 minutes of finals and tests" in cost_in_words(
-        spec(budget="60s"), cost
-    )
-    assert "more than the budget" in cost_in_words(spec(budget="20s"), cost)
-    assert "at most 0.1 M prompt tokens, about 1 minutes, of which 0.5" in cost_in_words(spec(budget="50ktok"), cost)
-    counted = Cost(n_tokens=1000, seconds=0.5, n_search=180, n_late=60, context=300)
-    assert "at most 0.2 M prompt tokens, about 2 minutes" in cost_in_words(spec(), counted)
+def test_a_budget_in_time_holds_all_of_a_run() -> None:
+    """Whatever an item costs: judging, finals and at least a small search fit, or the run is refused with a budget."""
+    standard = spec(budget="20m", controls=CONTROLS, screen=6, finals=((24, 24),), test=100, open=get_args(OpenName))
+    before = 10**9
+    for seconds in (0.01, 0.1, 0.3, 1.0, 3.0, 6.0, 7.5):
+        sized = fitted(standard, seconds, spent=10.0)
+        assert sized.open is None
+        cost = cost_of(sized, 1000, seconds, 300, 10.0)
+        late = 10 + (cost.finals + cost.test) * seconds
+        assert late + 20 * sized.screen * sized.n_shares * seconds <= 1200
+        assert sized.test >= 10
+        assert sized.test + sized.n_search <= before  # dearer items, fewer of them
+        before = sized.test + sized.n_search
+    assert fitted(standard, 0.01, spent=10.0).model_copy(update={"open": standard.open}) == standard
+    with pytest.raises(
+        DoesNotFit, match="too short: an item takes 1e\\+02 seconds here, so that 20m hold 11"
+    ) as caught:
+        fitted(standard, 100.0, spent=10.0)
+    again = standard.model_copy(update={"budget": caught.value.budget})
+    assert fitted(again, 100.0, spent=10.0).test == 10
+    fixed = standard.model_copy(update={"open": ("controls",)})  # what was asked for by name is not changed
+    with pytest.raises(DoesNotFit):
+        fitted(fixed, 3.0, spent=10.0)
+
+
+def test_a_search_ends_within_its_time() -> None:
+    """Also where measuring turns out slower than the first items were."""
+    standard = spec(budget="8s", screen=6, finals=((24, 24),), test=100, open=get_args(OpenName))
+    outcome = run_search(standard)
+    assert outcome.seconds < 8.5
+    assert len(outcome.tests["unscaled"][0].value) >= 10
+    assert outcome.spec.open is None
+
+
+def test_the_plan_is_said_in_words() -> None:
+    cost = cost_of(spec(budget="60s"), 1000, 0.5, 300, 2.0)
+    text = "\n".join(plan_in_words(spec(budget="60s"), cost))
+    assert "2,000 tokens/s, 0.5 s for a set of scales on an item" in text
+    assert "at most 58 seconds, of which 6 seconds for finals and judgement" in text
+    text = "\n".join(plan_in_words(spec(budget="50ktok"), cost_of(spec(budget="50ktok"), 1000, 0.5, 300, 2.0)))
+    assert "at most 31 seconds, of which 6 seconds" in text
+    assert "0.062 M prompt tokens" in text
 
 
 def test_an_interrupted_search_has_a_report_too(tmp_path: Path) -> None:
     class Impatient(Listener):
-        def stage(self, stage: str, n_items: int) -> None:
+        def stage(self, stage: str) -> None:
             if stage.startswith("finals"):
                 raise KeyboardInterrupt
 
@@ -213,7 +256,9 @@ def test_an_interrupted_search_has_a_report_too(tmp_path: Path) -> None:
     assert LayerScaling.load(tmp_path / "factors.json") == outcome.layers
     html = (tmp_path / "report.html").read_text()
     assert "not judged on test items" in html
-    assert html.count("data:image/png;base64,") == 2
+    assert html.count("data:image/png;base64,") == 3
+    assert "<td>unscaled</td>" in html
+    assert "--resume" in html
 
 
 def test_the_best_so_far_may_be_a_control(tmp_path: Path) -> None:
@@ -271,6 +316,7 @@ class Recorder:
     """An executor that says what it was asked for, in reverse order."""
 
     n_workers = 1
+    on_tokens = None
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
@@ -278,8 +324,7 @@ class Recorder:
     def run(self, jobs: Sequence[Job]) -> Any:
         self.jobs += jobs
         for i in reversed(range(len(jobs))):
-            n = jobs[i].stop - jobs[i].start
-            yield i, Done(tuple(Row((float(j),), (0.0,)) for j in range(jobs[i].start, jobs[i].stop)), (10,) * n, 99)
+            yield i, Done(Row((float(jobs[i].item),), (0.0,)), 10, 0.5, 99)
 
     def close(self) -> None:
         pass
@@ -293,11 +338,12 @@ def test_nothing_is_measured_twice_not_even_after_a_restart(tmp_path: Path) -> N
     first = Recorder()
     measurer = Measurer(objective, base, first, log)
     assert [r.value[0] for r in measurer.rows([a], [0], range(20))[0][0]] == list(range(20))
-    assert [(j.start, j.stop) for j in first.jobs] == [(0, CHUNK), (CHUNK, 2 * CHUNK), (2 * CHUNK, 20)]
+    assert [j.item for j in first.jobs] == list(range(20))
     measurer.rows([b], [0], range(22))  # the same scales
-    assert [(j.start, j.stop) for j in first.jobs[3:]] == [(20, 22)]
-    measurer.rows([a, b, None, None], [0], range(23))  # and each thing once where it is asked for twice
-    assert [(j.start, j.stop) for j in first.jobs[4:]] == [(22, 23), (0, 8), (8, 16), (16, 23)]
+    assert [j.item for j in first.jobs[20:]] == [20, 21]
+    ones = Candidate((1.0, 1.0))  # the unscaled model
+    measurer.rows([a, b, None, None, ones], [0], range(23))  # and each thing once where it is asked for twice
+    assert [(j.item, j.scaling is None) for j in first.jobs[22:]] == [(22, False), *((i, True) for i in range(23))]
     measurer.close()
     second = Recorder()
     measurer = Measurer(objective, base, second, log)
@@ -306,7 +352,8 @@ def test_nothing_is_measured_twice_not_even_after_a_restart(tmp_path: Path) -> N
     assert second.jobs == []
     assert [r.value[0] for r in got[1][0]] == list(range(22))
     assert (measurer.n_tokens, measurer.lengths) == (440, {0: 99})
-    assert not measurer.is_known(a, 23)
+    assert measurer.n_missing(a, 23) == 1
+    assert measurer.cost(0) == (10, 0.5)
     measurer.close()
 
 
@@ -395,6 +442,47 @@ def test_force_leaves_nothing_of_the_seeds_before(tmp_path: Path) -> None:
     assert seeds.folders_in(tmp_path) == []
     with pytest.raises(UsageError, match="holds a search already"):
         seeds.start(tmp_path, [spec(seed=s) for s in (1, 2)])
+
+
+@pytest.mark.parametrize("name", ["config.json", "factors.json", "evaluations.jsonl", "report.html"])
+def test_only_folders_of_ours_are_cleaned(tmp_path: Path, name: str) -> None:
+    """Hugging Face's model folders hold a config.json, too."""
+    (tmp_path / name).write_text('{"model_type": "llama"}')
+    (tmp_path / "seed-1").mkdir()
+    (tmp_path / "seed-1" / "thesis.txt").write_text("years of work")
+    (tmp_path / "seed-2").write_text("a file")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for specs in ([spec()], [spec(seed=s) for s in (1, 3)]):
+        with pytest.raises(UsageError, match=f"holds {name}, which is not of a search of ours"):
+            seeds.start(tmp_path, specs, force=True)
+    for command in (["demo"], ["search", NEEDLE, "--force"], ["search", NEEDLE, "--force", "--repeat", "2"]):
+        result = CliRunner().invoke(app, [*command, "-o", str(tmp_path)])
+        assert isinstance(result.exception, UsageError)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_seeds_keep_clear_of_what_is_not_theirs(tmp_path: Path) -> None:
+    (tmp_path / "seed-1").mkdir()
+    (tmp_path / "seed-1" / "thesis.txt").write_text("years of work")
+    seeds.start(tmp_path, [spec(seed=s) for s in (1, 2)])  # beside it
+    seeds.start(tmp_path, [spec(seed=3)], force=True)
+    assert [p.name for p in (tmp_path / "seed-1").iterdir()] == ["thesis.txt"]
+    assert not (tmp_path / "seed-2").exists()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "seed-2").write_text("a file")
+    with pytest.raises(UsageError, match="seed-2: is a file, expected a folder"):
+        seeds.start(other, [spec(seed=s) for s in (1, 2)], force=True)
+    assert [p.name for p in other.iterdir()] == ["seed-2"]
+    with pytest.raises(UsageError, match="is a file, expected a folder"):
+        seeds.start(other / "seed-2", [spec()], force=True)
+
+
+def test_any_number_of_seeds_has_its_colours(tmp_path: Path) -> None:
+    outcome = run_search(spec(budget="8", controls=()))
+    many = [replace(outcome, spec=outcome.spec.model_copy(update={"seed": s})) for s in range(9)]
+    seeds.write_summary(tmp_path, many)
+    assert "9 seeds" in (tmp_path / "report.html").read_text()
 
 
 def test_seeds_are_pooled_by_item() -> None:

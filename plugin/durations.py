@@ -1,10 +1,9 @@
-"""Times and commands as users read and write them."""
+"""Times as users read and write them."""
 
 from __future__ import annotations
 
 import math
 import re
-import shlex
 
 
 def duration(seconds: float) -> str:
@@ -34,17 +33,6 @@ def short_duration(seconds: float) -> str:
     if minutes <= 180:
         return f"{5 * math.ceil(minutes / 5)}m"
     return f"{math.ceil(minutes / 30) / 2:g}h"
-
-
-def command(*words: object) -> str:
-    """A command line to paste: quoted where it must be."""
-    return " ".join(shlex.quote(str(w)) for w in words)
-
-
-def as_argument(name: object) -> str:
-    """A file name as an argument that no program takes for a flag."""
-    text = str(name)
-    return f"./{text}" if text.startswith("-") else text
 
 
 def _counted(n: int, noun: str) -> str:

@@ -1,0 +1,140 @@
+"""What a run costs, from its first items, and the numbers that fit a budget in time.
+
+The unit is one set of scales on one item of every task of the objective.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ropebend.durations import short_duration
+from ropebend.errors import UsageError
+from ropebend.search.spec import MIN_TEST, UNIFORM_BUDGET, Budget, SearchSpec
+
+TEST_SHARE, FINALS_SHARE = 0.3, 0.15  # of a budget in time, at most
+MIN_SETS = 20  # that a search worth its name measures
+FEW = 2_500  # units that all four controls are worth it from (the standard search takes about as many)
+SLACK = 1.1  # measuring may turn out that much slower than the first items were
+
+
+class DoesNotFit(UsageError):
+    """The budget in time is too short.
+
+    budget  one that fits, as for --budget
+    """
+
+    def __init__(self, text: str, budget: str):
+        super().__init__(text)
+        self.budget = budget
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes.
+
+    n_tokens   prompt tokens of a unit
+    seconds    that it takes all workers together
+    searches   units of each search that is limited by evaluations, by name
+    finals     units of the finals, all searches together
+    test       units of the judgement
+    context    tokens that a sequence of the first task may reach
+    spent      seconds of the run so far
+    """
+
+    n_tokens: float
+    seconds: float
+    searches: dict[str, int]
+    finals: int
+    test: int
+    context: int
+    spent: float
+
+    @property
+    def late(self) -> int:
+        """Units of finals and judgement."""
+        return self.finals + self.test
+
+
+def cost_of(spec: SearchSpec, n_tokens: float, seconds: float, context: int, spent: float) -> Cost:
+    """The cost of a spec where a unit takes so many tokens and seconds."""
+    budget = Budget.parse(spec.budget)
+    searches = {}
+    if budget.unit == "evaluations":
+        share = int(budget.share(spec.n_shares).amount)
+        searches = {
+            name: spec.screen * (UNIFORM_BUDGET if genome == "uniform" and name != spec.label else share)
+            for name, genome, _ in spec.searches()
+        }
+    return Cost(n_tokens, seconds, searches, _finals(spec), _test(spec), context, spent)
+
+
+def _finals(spec: SearchSpec) -> int:
+    units, known = 0, spec.screen
+    for n_sets, n_items in spec.finals:
+        units += n_sets * max(n_items - known, 0)
+        known = max(known, n_items)
+    return units * len(spec.searches())
+
+
+def _test(spec: SearchSpec) -> int:
+    n_judged = len(spec.searches()) + 1 + (spec.start is not None)
+    return math.ceil(n_judged * spec.test * (len(spec.tasks) + len(spec.transfer)) / len(spec.tasks))
+
+
+def _least(spec: SearchSpec) -> int:
+    """Units below which there is no search worth its name."""
+    full = len([1 for name, genome, _ in spec.searches() if genome != "uniform" or name == spec.label])
+    few = len(spec.searches()) - full
+    return _finals(spec) + _test(spec) + spec.screen * (MIN_SETS * full + MIN_SETS // 2 * few)
+
+
+def fitted(spec: SearchSpec, seconds: float, spent: float) -> SearchSpec:
+    """The spec with its `open` numbers made as large as a budget in time allows, and no larger than they are.
+
+    seconds  of a unit; spent: seconds that are gone already.  Raises DoesNotFit if the least is too much.
+    """
+    budget = Budget.parse(spec.budget)
+    if budget.unit != "seconds":
+        return spec.model_copy(update={"open": None})
+    time = budget.amount - spent
+    for share in (1.0, 0.75, 0.5, 0.25, 0.0):
+        found = _sized(spec, share * time / (SLACK * seconds))
+        if _least(found) * seconds * SLACK <= time:
+            return found.model_copy(update={"open": None})
+    needed = spent + _least(found) * seconds * SLACK
+    fits = short_duration(needed)
+    raise DoesNotFit(
+        f"--budget {spec.budget} is too short: an item takes {seconds:.2g} seconds here, so that {spec.budget} hold "
+        f"{max(0, int(time / seconds))} measurements, and the least that makes a search takes {_least(found)}; "
+        f"--budget {fits} fits, shorter prompts take less",
+        fits,
+    )
+
+
+def _sized(spec: SearchSpec, units: float) -> SearchSpec:
+    """The open numbers for so many units in all."""
+    change: dict[str, Any] = {}
+
+    def so_far() -> SearchSpec:
+        return spec.model_copy(update=change)
+
+    if "controls" in (spec.open or ()):
+        change["controls"] = spec.controls if units >= FEW else tuple(c for c in spec.controls if c == "uniform")
+    if "test" in (spec.open or ()):
+        per_item = _test(so_far().model_copy(update={"test": 1}))
+        change["test"] = _between(MIN_TEST, TEST_SHARE * units / per_item, spec.test)
+    rest = units * (1 - FINALS_SHARE) - _test(so_far())
+    if "screen" in (spec.open or ()):
+        change["screen"] = _between(2, rest / (4 * MIN_SETS * so_far().n_shares), spec.screen)
+    if "finals" in (spec.open or ()):
+        screen = so_far().screen
+        n_items = _between(2 * screen, units / 40, 24)
+        each = FINALS_SHARE * units / len(so_far().searches())
+        change["finals"] = ((_between(2, each / (n_items - screen), 24), n_items),)
+    return so_far()
+
+
+def _between(low: int, value: float, high: int) -> int:
+    return max(low, min(int(value), high)) if high >= low else high
