@@ -176,10 +176,9 @@ class Engine:
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Tokens of `text`; add_special: BOS and EOS as the model wants them; parse_special: control tokens in it."""
         with self._using_model() as model:
-            tokens = model.tokenize(text, add_special=add_special, parse_special=parse_special)
-            if add_special and len(tokens) > 1 and model.adds_bos and tokens[0] == tokens[1] == model.bos_token:
-                return tokens[1:]  # the text begins with BOS itself; a second one harms the answer
-            return tokens
+            if add_special and parse_special and model.adds_bos and self._facts is not None:
+                text = text.removeprefix(self._facts.bos)  # a second one harms the answer
+            return model.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = True) -> str:
         """Text of tokens; special: with the names of control tokens."""
