@@ -80,7 +80,10 @@ def install(app: FastAPI) -> None:
     async def http_error(request: Request, e: HTTPException) -> Response:
         message, code = str(e.detail), None
         if e.status_code == 404:
-            message, code = f"Unknown URL: {request.method} {request.url.path}", "unknown_url"
+            path = request.scope["path"]
+            message, code = f"Unknown URL: {request.method} {path}", "unknown_url"
+            if f"/v1{path}" in request.app.openapi()["paths"]:
+                message += f"; there is /v1{path}"
         elif e.status_code == 405:
             message, code = f"{request.method} is not allowed on {request.url.path}", "method_not_allowed"
         return ApiError(e.status_code, message, code=code, headers=e.headers).response()
