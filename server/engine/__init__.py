@@ -16,10 +16,9 @@ from ropebend.server.engine.events import (
 )
 from ropebend.server.engine.loading import EngineOptions, Facts
 from ropebend.server.engine.requests import Embed, Generation, Request, Submission, Unavailable
-from ropebend.server.engine.sampling import MAX_GRAMMAR, Sampling
+from ropebend.server.engine.sampling import Sampling
 
 __all__ = [
-    "MAX_GRAMMAR",
     "Cancelled",
     "Completed",
     "Embed",

@@ -26,9 +26,11 @@ from ropebend.server.engine.kv_pool import KVPool
 from ropebend.server.engine.loading import EngineOptions, Facts, load_context, load_model
 from ropebend.server.engine.requests import Generation, QueueFull, Request, Submission, Unavailable
 from ropebend.server.engine.runner import Runner, StepStats
-from ropebend.server.engine.sampling import check_grammar
 from ropebend.server.engine.scheduler import Entry, Scheduler
 from ropebend.server.engine.writer import EmbeddingWriter, TextWriter, Writer
+from ropebend.server.structured.constraints import Compiler, Constraint
+from ropebend.server.structured.parts import Grammar, GrammarError, Part
+from ropebend.server.structured.tokens import tokenizer_of
 
 log = logging.getLogger("ropebend.server")
 
@@ -97,6 +99,7 @@ class Engine:
         self._scheduler: Scheduler | None = None
         self._runner: Runner | None = None
         self._plans: _Plans | None = None
+        self._compiler: Compiler | None = None
         self._lock = threading.Condition()
         self._inbox: deque[Submission] = deque()
         self._open: dict[Submission, set[Entry]] = {}
@@ -171,7 +174,7 @@ class Engine:
                 self._n_users -= 1
                 self._lock.notify_all()
 
-    # These four raise Unavailable if the engine is loading, stopping or stopped.
+    # These five raise Unavailable if the engine is loading, stopping or stopped.
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Tokens of `text`; add_special: BOS and EOS as the model wants them; parse_special: control tokens in it."""
@@ -190,10 +193,12 @@ class Engine:
         with self._using_model() as model:
             return [model.piece(t, special=True) for t in tokens]
 
-    def check_grammar(self, grammar: str) -> None:
-        """Raise RopebendError unless llama.cpp can read this GBNF."""
-        with self._using_model() as model:
-            check_grammar(grammar, model.vocab)
+    def compile(self, part: Part | Grammar) -> Constraint:
+        """What a text must follow, for its `Sampling`.  GrammarError, with the reason, if it cannot be used."""
+        with self._using_model():
+            if self._compiler is None:
+                raise GrammarError("this model's file has no vocabulary that a text could be held to")
+            return self._compiler.compile(part)
 
     def submit(
         self, requests: Sequence[Request], on_event: Callable[[Event], None], *, stream: bool = True
@@ -225,6 +230,8 @@ class Engine:
             self._thread.join(timeout)
         if self._thread.is_alive():
             return False
+        if self._compiler is not None:
+            self._compiler.close()
         with self._lock:
             if not self._lock.wait_for(lambda: self._n_users == 0, timeout):
                 return False
@@ -264,6 +271,8 @@ class Engine:
     def _load(self) -> None:
         o = self.options
         self._model = load_model(o)
+        tokenizer = tokenizer_of(self._model.vocab)
+        self._compiler = None if tokenizer is None else Compiler(tokenizer)
         self._context, facts = load_context(self._model, o)
         n_rows = max(1, min(self._context.n_batch, MAX_ROW_FLOATS // facts.n_vocab))
         pool = KVPool(self._context, facts.n_cells, facts.n_seqs, sharing=facts.shares_prefixes)

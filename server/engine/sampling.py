@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ropebend.errors import RopebendError
-from ropebend.native import captured_log
+from ropebend.server.structured.constraints import Constraint, Walk
 
 #: llama.cpp reads this seed as "draw one yourself".
 _RANDOM_SEED = 0xFFFFFFFF
@@ -23,16 +22,6 @@ _COLDEST = 1e-4
 
 #: Tokens that `repeat_penalty` looks back, as in llama-server.
 REPEAT_LAST_N = 64
-
-#: Characters of a grammar.
-MAX_GRAMMAR = 100_000
-
-#: llama.cpp's grammar parser calls itself for each open parenthesis, until the stack overflows (tens of thousands).
-MAX_NESTING = 1000
-
-# What parentheses mean nothing in (text, character class, token, comment), or one of them.  The end of the first
-# three is optional, so that text that never ends is skipped in one go; the parser refuses it.
-_GBNF_PART = re.compile(r'"(?:\\.|[^"\\])*"?|\[(?:\\.|[^\]\\])*\]?|<[^>]*>?|#[^\r\n]*|[()]', re.DOTALL)
 
 _TOKEN_DATA = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])  # llama_token_data
 
@@ -49,7 +38,7 @@ class Sampling:
     presence_penalty   subtracted once if the token was generated
     repeat_penalty     divides the logits of the last 64 tokens, the prompt's included; 1 is off
     logit_bias         token id → number added to its logit
-    grammar            GBNF that the text must follow, or None
+    constraint         what the text must follow, or None
     """
 
     temperature: float = 1.0
@@ -61,12 +50,12 @@ class Sampling:
     presence_penalty: float = 0.0
     repeat_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    grammar: str | None = None
+    constraint: Constraint | None = None
 
     @property
     def is_argmax(self) -> bool:
-        """True if the next token is simply the one with the largest logit."""
-        plain = not (self.frequency_penalty or self.presence_penalty or self.logit_bias or self.grammar)
+        """True if the next token is simply the one with the largest logit, of those that may come next."""
+        plain = not (self.frequency_penalty or self.presence_penalty or self.logit_bias)
         return self.temperature < _COLDEST and plain and self.repeat_penalty == 1.0
 
 
@@ -74,21 +63,16 @@ class Sampler:
     """The chain of one generation, in llama.cpp's order: bias, penalties, top-k, top-p, min-p, temperature.
 
     vocab: ``llama_vocab *``; max_tokens: that will be sampled; prompt: tokens before them.
-    RopebendError if llama.cpp cannot read the grammar.  Must be closed.
+    Must be closed.
     """
 
     def __init__(self, s: Sampling, vocab: Any, max_tokens: int = 1, prompt: Sequence[int] = ()):
         self._n_vocab = n_vocab = int(lib.llama_vocab_n_tokens(vocab))
         params = lib.llama_sampler_chain_default_params()
         params.no_perf = True
-        self._grammar: Any = None
+        self._is_argmax = s.is_argmax
+        self._walk: Walk | None = None if s.constraint is None else s.constraint.begin()
         self._chain: Any = lib.llama_sampler_chain_init(params)
-        if s.grammar is not None:
-            with captured_log():
-                self._grammar = lib.llama_sampler_init_grammar(vocab, s.grammar.encode(), b"root")
-            if not self._grammar:
-                self.close()
-                raise RopebendError("llama.cpp cannot read the grammar")
         if s.logit_bias:
             n = len(s.logit_bias)
             biases = (lib.llama_logit_bias * n)(*s.logit_bias.items())
@@ -118,58 +102,38 @@ class Sampler:
 
         context: ``llama_context *``; logits: the same logits, float32 [n_vocab].
         """
-        if self._grammar is None:
+        if self._walk is None:
             return int(lib.llama_sampler_sample(self._chain, context, i))
-        # As llama.cpp's own programs do: asking the grammar about one token is cheap, about all of them is not.
-        token = self._choose(self._candidates(logits))
-        if not self._allows(token):
-            candidates = self._candidates(logits)
-            array = _as_array(candidates)
-            lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
-            token = self._choose(candidates)
-            if not self._allows(token):
+        # As in llama.cpp's own programs: to ask about one token is cheap, about all of them is not.
+        token = self._choose(logits)
+        if not self._walk.allows(token):
+            allowed = self._walk.allowed(self._n_vocab)
+            if not len(allowed):
                 raise RopebendError("the grammar allows no token of this model's vocabulary here")
-        lib.llama_sampler_accept(self._grammar, token)
+            token = self._choose(logits, allowed)
+        self._walk.accept(token)
         lib.llama_sampler_accept(self._chain, token)
         return token
 
-    def _candidates(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        out = np.zeros(self._n_vocab, _TOKEN_DATA)
-        out["id"] = np.arange(self._n_vocab)
-        out["logit"] = logits
-        return out
+    @property
+    def ended(self) -> bool:
+        """True if what the text follows is complete, so that nothing may come next."""
+        return self._walk is not None and self._walk.ended
 
-    def _choose(self, candidates: npt.NDArray[Any]) -> int:
-        array = _as_array(candidates)
+    def _choose(self, logits: npt.NDArray[np.float32], among: npt.NDArray[np.int64] | None = None) -> int:
+        """A token, of those whose ids are given or of all; does not count it."""
+        if self._is_argmax:
+            return int(logits.argmax() if among is None else among[logits[among].argmax()])
+        candidates = np.zeros(len(logits) if among is None else len(among), _TOKEN_DATA)
+        candidates["id"] = np.arange(len(logits)) if among is None else among
+        candidates["logit"] = logits if among is None else logits[among]
+        data = candidates.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
+        array = lib.llama_token_data_array(data, len(candidates), -1, False)
         lib.llama_sampler_apply(self._chain, ctypes.byref(array))
         return int(array.data[array.selected].id)
 
-    def _allows(self, token: int) -> bool:
-        one = np.array([(token, 1.0, 0.0)], _TOKEN_DATA)
-        array = _as_array(one)
-        lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        return bool(np.isfinite(one["logit"][0]))
-
     def close(self) -> None:
         """Free the chain."""
-        for sampler in (self._chain, self._grammar):
-            if sampler:
-                lib.llama_sampler_free(sampler)
-        self._chain = self._grammar = None
-
-
-def _as_array(candidates: npt.NDArray[Any]) -> Any:
-    data = candidates.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
-    return lib.llama_token_data_array(data, len(candidates), -1, False)
-
-
-def check_grammar(grammar: str, vocab: Any) -> None:
-    """Raise RopebendError unless llama.cpp can read this GBNF."""
-    if len(grammar) > MAX_GRAMMAR:
-        raise RopebendError(f"a grammar of {len(grammar)} characters: expected at most {MAX_GRAMMAR}")
-    depth = 0
-    for part in _GBNF_PART.finditer(grammar):
-        depth += {"(": 1, ")": -1}.get(part[0], 0)
-        if depth > MAX_NESTING:
-            raise RopebendError(f"the grammar nests parentheses deeper than {MAX_NESTING} levels")
-    Sampler(Sampling(grammar=grammar), vocab).close()
+        if self._chain:
+            lib.llama_sampler_free(self._chain)
+        self._chain = None

@@ -22,7 +22,7 @@ from ropebend.server.engine.text import TextStream
 class TextWriter:
     """One generation: samples its tokens and reports its text.
 
-    Reading a grammar and the text of a long prompt take time, so both wait for the first output.
+    To look through a long prompt takes time, so that waits for the first output.
 
     all_rows  the outputs of every prompt token are wanted, not only the last one's
     """
@@ -117,7 +117,7 @@ class TextWriter:
 
     def _choose(self, outputs: Outputs, logits: Rows) -> int:
         g = self.request
-        if g.sampling.is_argmax:
+        if g.sampling.is_argmax and g.sampling.constraint is None:
             return int(logits.argmax())
         if self._sampler is None:
             self._sampler = Sampler(g.sampling, self._model.vocab, max(g.max_tokens, 1), g.prompt)
@@ -144,6 +144,8 @@ class TextWriter:
         else:  # a control token: a stop string may name it
             self._ready += text.feed(self._model.piece(token, special=True), hidden=True)
         if text.stopped:
+            return self._finish("stop")
+        if self._sampler is not None and self._sampler.ended:
             return self._finish("stop")
         if self.n_generated == g.max_tokens:
             return self._finish("length")

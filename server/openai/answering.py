@@ -22,6 +22,7 @@ from ropebend.server.engine import (
 )
 from ropebend.server.openai import errors
 from ropebend.server.openai.sse import data_event
+from ropebend.server.structured.parts import GrammarError
 
 FinishReason = Literal["stop", "length", "tool_calls"] | None
 AnswerKind = Literal["text_completion", "chat.completion", "chat.completion.chunk"]
@@ -195,4 +196,6 @@ def api_error(event: Failed) -> errors.ApiError:
     """A failed job as an answer."""
     if isinstance(event.error, Unavailable):
         return errors.unavailable(str(event.error))
+    if isinstance(event.error, GrammarError):  # beyond the limits of a step, which no check beforehand finds
+        return errors.ApiError(400, str(event.error), code="invalid_value")
     return errors.internal(str(event.error))

@@ -9,16 +9,16 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ropebend.errors import RopebendError
+from ropebend.server.chat.forced import forced_calls
 from ropebend.server.chat.tool_calls import HERMES_TAGS
 from ropebend.server.openai.bodies import Body, Int, Text
 from ropebend.server.openai.chat_answers import ChatForm
+from ropebend.server.openai.constraining import compiled, of_body
 from ropebend.server.openai.errors import ApiError
 from ropebend.server.openai.generation import (
     STREAMED,
     GenerationBody,
     MaxTokens,
-    checked_grammar,
     generations,
     respond,
 )
@@ -26,7 +26,8 @@ from ropebend.server.openai.messages import FunctionName, Messages, Tool, chat_p
 from ropebend.server.openai.neutral import CHAT
 from ropebend.server.openai.prompts import check_length
 from ropebend.server.openai.serving import Served, Serving
-from ropebend.server.structured import grammars
+from ropebend.server.structured.constraints import Constraint
+from ropebend.server.structured.parts import Json
 
 router = APIRouter()
 
@@ -119,8 +120,8 @@ async def chat_completions(request: Request, body: ChatRequest, serving: Served)
         check_length(len(prompt), asked, facts, "messages")
         max_tokens = asked
     n_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    grammar = await run_in_threadpool(_grammar, body, tools if forced else [], serving)
-    wanted = generations(body, [prompt], max_tokens, n_logprobs, serving, scaled, grammar, show_control=bool(tools))
+    constraint = await run_in_threadpool(_constraint, body, tools if forced else [], serving)
+    wanted = generations(body, [prompt], max_tokens, n_logprobs, serving, scaled, constraint, show_control=bool(tools))
     form = ChatForm([t.function.name for t in tools], body.parallel_tool_calls is not False)
     return await respond(request, serving, body, wanted, len(prompt), form)
 
@@ -141,45 +142,23 @@ def _tools(body: ChatRequest) -> tuple[list[Tool], bool]:
     return tools, choice == "required"
 
 
-def _grammar(body: ChatRequest, forced: list[Tool], serving: Serving) -> str | None:
-    """The grammar the answer must follow, from whichever parameter asks for one."""
-    wanted = body.response_format
-    structured = wanted is not None and wanted.type != "text"
-    if sum((structured, bool(forced), bool(body.grammar))) > 1:
-        raise ApiError(400, "response_format, tool_choice and grammar: expected only one of them", param="grammar")
-    grammar, param = body.grammar, "grammar"
-    try:
-        if forced:
-            param = "tools"
-            tags = HERMES_TAGS if HERMES_TAGS[0].strip() in (serving.facts.chat_template or "") else ("", "")
-            functions = [(t.function.name, t.function.parameters) for t in forced]
-            _refuse_nul([schema for _, schema in functions])
-            several = body.parallel_tool_calls is not False
-            grammar = grammars.tool_calls(functions, tags, several)
-        elif wanted is not None and wanted.type == "json_object":
-            param = "response_format"
-            _refuse_nul(wanted.schema_)
-            grammar = grammars.from_schema(wanted.schema_) if wanted.schema_ else grammars.any_object()
-        elif wanted is not None and structured:
-            param = "response_format.json_schema"
-            if wanted.json_schema is None:
-                message = f"Missing required parameter: {param}"
-                raise ApiError(400, message, param=param, code="missing_required_parameter")
-            _refuse_nul(wanted.json_schema.schema_)
-            grammar = grammars.from_schema(wanted.json_schema.schema_)
-    except RopebendError as e:
-        raise ApiError(400, f"{param}: {e}", param=param, code="invalid_value") from None
-    return None if grammar is None else checked_grammar(grammar, param, serving.engine)
-
-
-def _refuse_nul(schema: Any) -> None:
-    """RopebendError if a text in the schema holds a NUL character, which grammars cannot say."""
-    rest = [schema]
-    while rest:
-        value = rest.pop()
-        if isinstance(value, str) and "\0" in value:
-            raise RopebendError(f"the JSON schema cannot be used: a NUL character in {value[:50]!r} is not supported")
-        if isinstance(value, dict):
-            rest += [*value.keys(), *value.values()]
-        elif isinstance(value, list):
-            rest += value
+def _constraint(body: ChatRequest, forced: list[Tool], serving: Serving) -> Constraint | None:
+    """What the answer must follow, from whichever parameter says so.  Blocks."""
+    wanted, engine = body.response_format, serving.engine
+    if wanted is not None and wanted.type == "text":
+        wanted = None
+    if sum((wanted is not None, bool(forced), bool(body.grammar), body.json_schema is not None)) > 1:
+        message = "response_format, tool_choice, grammar and json_schema: expected only one of them"
+        raise ApiError(400, message, param="json_schema" if body.json_schema is not None else "grammar")
+    if forced:
+        tags = HERMES_TAGS if HERMES_TAGS[0].strip() in (serving.facts.chat_template or "") else ("", "")
+        functions = [(f.name, f.parameters, f.strict is not False) for f in (t.function for t in forced)]
+        return compiled(forced_calls(functions, tags, body.parallel_tool_calls is not False), "tools", engine)
+    if wanted is None:
+        return of_body(body.grammar, body.json_schema, engine)
+    if wanted.type == "json_object":
+        return compiled(Json(wanted.schema_ or {"type": "object"}), "response_format", engine)
+    param = "response_format.json_schema"
+    if wanted.json_schema is None:
+        raise ApiError(400, f"Missing required parameter: {param}", param=param, code="missing_required_parameter")
+    return compiled(Json(wanted.json_schema.schema_, wanted.json_schema.strict is not False), param, engine)

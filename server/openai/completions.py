@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field, field_validator
 from ropebend.server.engine import TokenLogprob
 from ropebend.server.openai.answering import AnswerKind, FinishReason, token_name
 from ropebend.server.openai.bodies import Int
-from ropebend.server.openai.generation import STREAMED, GenerationBody, checked_grammar, generations, respond
+from ropebend.server.openai.constraining import of_body
+from ropebend.server.openai.generation import STREAMED, GenerationBody, generations, respond
 from ropebend.server.openai.neutral import COMPLETION
 from ropebend.server.openai.prompts import Prompts, check_length, items_of, prompt_shape, token_lists
 from ropebend.server.openai.serving import Served
@@ -97,11 +98,9 @@ async def completions(request: Request, body: CompletionRequest, serving: Served
         max_tokens = max(facts.n_ctx - max(map(len, prompts)), 0)
     for prompt in prompts:
         check_length(len(prompt), max_tokens, facts, "prompt")
-    grammar = None
-    if body.grammar is not None:
-        grammar = await run_in_threadpool(checked_grammar, body.grammar, "grammar", serving.engine)
+    constraint = await run_in_threadpool(of_body, body.grammar, body.json_schema, serving.engine)
     texts = [x if isinstance(x, str) else None for x in items_of(body.prompt)]
     wanted = generations(
-        body, prompts, max_tokens, body.logprobs, serving, scaled, grammar, echo=texts if body.echo else None
+        body, prompts, max_tokens, body.logprobs, serving, scaled, constraint, echo=texts if body.echo else None
     )
     return await respond(request, serving, body, wanted, sum(map(len, prompts)), CompletionForm())

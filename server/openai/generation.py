@@ -12,22 +12,19 @@ from fastapi import Request, Response
 from pydantic import Field, field_validator
 from starlette.responses import JSONResponse
 
-from ropebend.errors import RopebendError
-from ropebend.server.engine import MAX_GRAMMAR, Engine, Generation, Sampling, Unavailable
+from ropebend.server.engine import Generation, Sampling
 from ropebend.server.openai.answering import Answering, Form
 from ropebend.server.openai.bodies import Body, Int, Text
+from ropebend.server.openai.constraining import headers_of
 from ropebend.server.openai.errors import ApiError
 from ropebend.server.openai.neutral import GENERATION, STREAM
 from ropebend.server.openai.prompts import MAX_CHOICES
 from ropebend.server.openai.serving import Serving
 from ropebend.server.openai.sse import EventStream, cancelled_on_disconnect
+from ropebend.server.structured.constraints import MAX_GRAMMAR, Constraint
 
 #: For the OpenAPI document: with stream: true the answer is server-sent events.
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
-
-#: Square of the characters of one request's grammar, times its texts.  Each text has it read once more, and what that
-#: takes grows with the square where there are many alternatives: 0.34 s for 84,000 characters.
-MAX_GRAMMARS = 2**33
 
 #: -1 is "until the context is full", as llama.cpp's programs say it.
 MaxTokens = Annotated[Int, Field(ge=-1, lt=2**31)]
@@ -63,6 +60,7 @@ class GenerationBody(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     grammar: Annotated[Text, Field(max_length=MAX_GRAMMAR)] | None = None
+    json_schema: dict[str, Any] | None = None
 
     @field_validator("seed")
     @classmethod
@@ -86,7 +84,7 @@ class GenerationBody(Body):
                 raise ValueError(f"the keys are token ids, got {key!r}")
         return value
 
-    def sampling(self, seed: int, grammar: str | None) -> Sampling:
+    def sampling(self, seed: int, constraint: Constraint | None) -> Sampling:
         """The sampling parameters with OpenAI's defaults."""
         return Sampling(
             temperature=1.0 if self.temperature is None else self.temperature,
@@ -98,28 +96,13 @@ class GenerationBody(Body):
             presence_penalty=self.presence_penalty or 0.0,
             repeat_penalty=1.0 if self.repeat_penalty is None else self.repeat_penalty,
             logit_bias={int(k): v for k, v in (self.logit_bias or {}).items()},
-            grammar=grammar,
+            constraint=constraint,
         )
 
     def stop_strings(self) -> list[str]:
         """`stop` as a list; an empty text stops nothing."""
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return [text for text in given if text]
-
-
-def checked_grammar(grammar: str, param: str, engine: Engine) -> str | None:
-    """The grammar if llama.cpp can read it, None if it is empty.  ApiError 400 if it cannot."""
-    if not grammar:
-        return None
-    try:
-        if "\0" in grammar:
-            raise RopebendError("a NUL character, at which llama.cpp would stop reading, is not supported")
-        engine.check_grammar(grammar)
-    except Unavailable:
-        raise
-    except (RopebendError, UnicodeEncodeError) as e:
-        raise ApiError(400, f"{param}: {e}", param=param, code="invalid_value") from None
-    return grammar
 
 
 def generations(
@@ -129,7 +112,7 @@ def generations(
     n_logprobs: int | None,
     serving: Serving,
     scaled: bool,
-    grammar: str | None,
+    constraint: Constraint | None,
     echo: Sequence[str | None] | None = None,
     show_control: bool = False,
 ) -> list[Generation]:
@@ -148,15 +131,12 @@ def generations(
     if len(prompts) * n > MAX_CHOICES:
         message = f"expected at most {MAX_CHOICES} texts of one request, got {len(prompts)} prompts times n = {n}"
         raise ApiError(400, message, param="n", code="invalid_value")
-    if grammar and len(prompts) * n > (most := max(MAX_GRAMMARS // len(grammar) ** 2, 1)):
-        message = f"a grammar of {len(grammar)} characters: expected n times prompts to be at most {most}"
-        raise ApiError(400, f"{message}, got {len(prompts) * n}", param="n", code="invalid_value")
     seed = secrets.randbits(32) if body.seed is None else body.seed
     return [
         Generation(
             prompt,
             max_tokens,
-            body.sampling(seed + i, grammar),
+            body.sampling(seed + i, constraint),
             body.stop_strings(),
             n_logprobs,
             echo=echo is not None,
@@ -190,11 +170,12 @@ async def respond(
     }
     logprobs = wanted[0].n_logprobs is not None
     answering = Answering(form, head, len(wanted), n_prompt, body.n or 1, logprobs)
+    headers = headers_of(wanted[0].sampling.constraint)
     submission = serving.engine.submit(wanted, answering.on_event, stream=bool(body.stream))
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(answering.stream(include_usage), submission)
+        return EventStream(answering.stream(include_usage), submission, headers)
     async with cancelled_on_disconnect(request.receive, submission):
         answer = await answering.whole()
     # After a disconnect nobody reads the answer; the status is for the log.
-    return Response(status_code=499) if answer is None else JSONResponse(answer)
+    return Response(status_code=499) if answer is None else JSONResponse(answer, headers=headers)

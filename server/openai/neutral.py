@@ -118,7 +118,6 @@ GENERATION: dict[str, Rule] = {
     "response_fields": only([]),
     "verbose": only(False),
     # llama-server: grammars
-    "json_schema": only(),
     "grammar_lazy": only(False),
     "grammar_triggers": only([]),
     "grammar_type": ANYTHING,

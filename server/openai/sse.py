@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -42,8 +42,9 @@ async def cancelled_on_disconnect(receive: Receive, submission: Submission) -> A
 class EventStream(StreamingResponse):
     """Server-sent events of a submission; a client that hangs up cancels it, also while nothing is being sent."""
 
-    def __init__(self, content: AsyncIterator[str], submission: Submission):
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the latter: nginx, too, passes on at once
+    def __init__(self, content: AsyncIterator[str], submission: Submission, headers: Mapping[str, str]):
+        # the latter: nginx, too, passes on at once
+        headers = {**headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(content, media_type="text/event-stream", headers=headers)
         self._submission = submission
 

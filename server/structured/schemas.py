@@ -1,193 +1,243 @@
-"""JSON schemas in words that llama-cpp-python's converter to GBNF follows; what it would leave out is refused."""
+"""What a JSON schema asks for: its keywords, where each stands, and what objects that do not say so may hold."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
-from ropebend.errors import RopebendError
-from ropebend.server.structured.ranges import Bounds
+from ropebend.server.structured.parts import GrammarError, Json
+from ropebend.server.structured.repeats import check_regex
+
+Node = dict[str, Any]
+
+#: Keywords that demand something of a value and that llguidance can hold a model to, by the type they are about.
+_HELD: dict[str, tuple[str, ...]] = {
+    "object": ("properties", "required", "additionalProperties", "patternProperties", "minProperties", "maxProperties"),
+    "array": ("items", "additionalItems", "prefixItems", "minItems", "maxItems"),
+    "string": ("pattern", "format", "minLength", "maxLength"),
+    "number": ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf"),
+}
+_BOUNDS = _HELD["number"][:4]
+
+#: The largest float64 below 2^63.
+_MAX_BOUND = 2**63 - 1024
+
+#: Keywords about the same value that their own subschemas are about.
+_APPLIED = ("allOf", "anyOf", "oneOf")
+_REFERENCE = "$ref"
 
 #: Keywords that demand nothing of a value; those that begin with x- do not either.
-_ANNOTATIONS = frozenset(["$schema", "$id", "$comment", "$anchor", "$defs", "definitions", "title", "description"])
-_ANNOTATIONS |= {"default", "example", "examples", "deprecated", "readOnly", "writeOnly", "discriminator"}
+_ANNOTATIONS = frozenset(["$schema", "$id", "id", "$comment", "$anchor", "$defs", "definitions", "title"])
+_ANNOTATIONS |= {
+    "description",
+    "default",
+    "example",
+    "examples",
+    "deprecated",
+    "readOnly",
+    "writeOnly",
+    "discriminator",
+}
+_ANNOTATIONS |= {"contentMediaType", "contentEncoding", "contentSchema"}
 
-#: Keywords that stand alone in the converter: whatever is beside them is left out.
-_ALONE = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
+_KNOWN = frozenset(k for ks in _HELD.values() for k in ks) | {*_APPLIED, _REFERENCE, "const", "enum", "type"}
 
-#: Keywords that bound a number, which `grammars` follows by itself.
-_BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
-
-#: They are smaller than this: 64 bits, as languages with types write them, and no grammars without end.
-_MAX_BOUND = 10**20
-
-#: What else the converter follows, by the type it is about.
-_KEYWORDS: dict[str, tuple[str, ...]] = {
-    "object": ("properties", "required", "additionalProperties"),
-    "array": ("items", "prefixItems", "minItems", "maxItems"),
-    "string": ("pattern", "format", "minLength", "maxLength"),
-    "number": _BOUNDS,
-    "integer": _BOUNDS,
-    "boolean": (),
-    "null": (),
+#: Values with which a keyword demands nothing either.
+_IDLE: dict[str, tuple[Any, ...]] = {
+    "uniqueItems": (False,),
+    "nullable": (False,),
+    "minContains": (0,),
+    "unevaluatedProperties": (True,),
+    "unevaluatedItems": (True,),
+    "propertyNames": (True, {}),
+    "dependentRequired": ({},),
+    "dependentSchemas": ({},),
+    "not": (False,),
 }
 
-#: The parts of a pattern that matter here: an escaped character, a class, or any other character.
-_PATTERN_PART = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
-
-#: Characters that stand in a JSON string only escaped; the same in a class of GBNF.
-_ESCAPED = frozenset('"\\') | {chr(i) for i in range(32)}
-ESCAPED_CLASS = r'"\\\x00-\x1F'
-
-#: Escapes of regular expressions in words that the converter knows.  A blank is the only \s that JSON writes as it is.
-_IN_CLASS = {"d": "0-9", "w": "A-Za-z0-9_", "s": " "}
-# As classes, because the converter lets a ? after \( be about all that stands before it.
-_PLAIN_ESCAPES = {f"\\{c}": f"[{c}]" for c in ".-/(){}|*+?"} | {r"\[": r"[\[]", r"\]": r"[\]]"}
-_PLAIN_ESCAPES |= {f"\\{k}": f"[{v}]" for k, v in _IN_CLASS.items()}
-_PLAIN_ESCAPES |= {f"\\{k.upper()}": f"[^{ESCAPED_CLASS}{v}]" for k, v in _IN_CLASS.items()}
-
-_FORMATS = ("date", "time", "date-time", "uuid")
+#: Characters of a schema in JSON.
+MAX_SCHEMA = 2**18
 
 
-def followed(schema: Any) -> dict[str, Any]:
-    """The outermost level of `schema` with nothing in it that the converter leaves out.
+@dataclass(frozen=True)
+class _Place:
+    """A schema inside of the document.
 
-    What follows the result follows `schema`, not the other way round: objects have no properties but those named, and
-    where no type is said, the value is of one that a keyword is about.  RopebendError if the schema says more.
+    path      JSON pointer
+    composed  other schemas speak of the same value, so that this one alone does not say what it may hold
     """
-    if schema is True:
-        schema = {}
-    if not isinstance(schema, dict):
-        raise _unsupported(repr(schema))
-    s = {k: v for k, v in schema.items() if k not in _ANNOTATIONS and not k.startswith("x-")}
-    if s.get("uniqueItems") is False:
-        del s["uniqueItems"]
-    alone = next((k for k in _ALONE if k in s), None)
-    return _typed(s) if alone is None else _alone(alone, s)
+
+    node: Node
+    path: str
+    composed: bool
 
 
-def _unsupported(what: str) -> RopebendError:
-    return RopebendError(f"the JSON schema cannot be used: {what} is not supported")
+@dataclass(frozen=True)
+class Settled:
+    """A schema that llguidance can be asked to follow.
 
-
-def _alone(keyword: str, s: dict[str, Any]) -> dict[str, Any]:
-    value = s[keyword]
-    beside = [k for k in s if k != keyword and not (k == "type" and keyword in ("const", "enum"))]
-    if beside:
-        raise _unsupported(f"{beside[0]} beside {keyword}")
-    if keyword in ("enum", "anyOf", "oneOf") and not value:
-        raise _unsupported(f"an empty {keyword}")
-    if keyword != "allOf":
-        return {keyword: value}
-    if len(value) > 1:
-        raise _unsupported("allOf of several schemas")
-    return followed(value[0])  # how a reference is given a description
-
-
-def _typed(s: dict[str, Any]) -> dict[str, Any]:
-    unknown = [k for k in s if k != "type" and not any(k in keywords for keywords in _KEYWORDS.values())]
-    if unknown:
-        raise _unsupported(unknown[0])
-    types = s.get("type", [t for t, keywords in _KEYWORDS.items() if any(k in s for k in keywords)])
-    if not types and "type" not in s:
-        return {"type": "value"}  # the converter's word for any JSON
-    if isinstance(types, list) and len(types) != 1:
-        if not types:
-            raise _unsupported("an empty type")
-        return {"anyOf": [{**s, "type": t} for t in dict.fromkeys(types)]}
-    type_ = types[0] if isinstance(types, list) else types
-    if type_ not in _KEYWORDS:
-        raise _unsupported(f"type {type_!r}")
-    s = {k: s[k] for k in _KEYWORDS[type_] if k in s}
-    checked = {"object": _object, "array": _array, "string": _string, "number": _number}.get(type_)
-    return {"type": type_, **(checked(s) if checked is not None else s)}
-
-
-def _object(s: dict[str, Any]) -> dict[str, Any]:
-    unnamed = set(s.get("required", ())) - set(s.get("properties", ()))
-    if unnamed:
-        raise _unsupported(f"required {min(unnamed)!r}, which is not among the properties,")
-    return s
-
-
-def _array(s: dict[str, Any]) -> dict[str, Any]:
-    items, least, most = s.get("items", True), s.get("minItems", 0), s.get("maxItems")
-    if most is not None and least > most:
-        raise _unsupported(f"minItems {least} and maxItems {most}")
-    tuple_ = items if isinstance(items, list) else s.get("prefixItems")
-    if tuple_ is not None:
-        if len(tuple_) < least or (most is not None and len(tuple_) > most):
-            raise _unsupported(f"an array of {len(tuple_)} items with minItems {least} and maxItems {most}")
-        return {"prefixItems": tuple_}
-    if items is False:
-        raise _unsupported("items: false")
-    return {**s, "items": items or True}
-
-
-def _string(s: dict[str, Any]) -> dict[str, Any]:
-    if len(s) > 1 and s.keys() != {"minLength", "maxLength"}:
-        raise _unsupported(" beside ".join(s))
-    if s.get("format", _FORMATS[0]) not in _FORMATS:
-        raise _unsupported(f"format {s['format']!r}")
-    if s.get("minLength", 0) > s.get("maxLength", float("inf")):
-        raise _unsupported(f"minLength {s['minLength']} and maxLength {s['maxLength']}")
-    return {"pattern": _plain_pattern(s["pattern"])} if "pattern" in s else s
-
-
-def _number(s: dict[str, Any]) -> dict[str, Any]:
-    fractional = next((k for k, v in s.items() if isinstance(v, float) and not v.is_integer()), None)
-    if fractional is not None:
-        raise _unsupported(f"{fractional} {s[fractional]}, not a whole number,")
-    return s
-
-
-def bounds(s: dict[str, Any]) -> Bounds | None:
-    """The bounds of a number or an integer, None if it has none.  RopebendError if they cannot be used."""
-    given = {k: s[k] for k in _BOUNDS if k in s}
-    for k, v in given.items():
-        if isinstance(v, bool) or not isinstance(v, int | float) or not abs(v) < _MAX_BOUND:
-            raise _unsupported(f"{k} {json.dumps(v)}")
-    # more than 0.5 of an integer is 1 or more; of two bounds the narrower one counts
-    lows = [(math.ceil(v), k == "exclusiveMinimum" and v == math.ceil(v)) for k, v in given.items() if k in _BOUNDS[:2]]
-    highs = [(math.floor(v), k == "maximum" or v != math.floor(v)) for k, v in given.items() if k in _BOUNDS[2:]]
-    (low, beyond_low), (high, reaches_high) = max(lows, default=(None, False)), min(highs, default=(None, True))
-    return Bounds(low, high, beyond_low, not reaches_high) if given else None
-
-
-def _plain_pattern(pattern: str) -> str:
-    """The pattern in words that the converter knows, without what would end the JSON string or need an escape in it.
-
-    The converter takes a pattern as the text between the quotes, so such characters must be refused; so are those that
-    it would take for others than they are.
+    places    path → schema, of every schema in it that matters
+    warnings  about what was left out
     """
-    if not (pattern.startswith("^") and pattern.endswith("$") and not pattern.endswith(r"\$")):
-        raise _unsupported("a pattern that does not begin with ^ and end with $")
-    parts: list[str] = []
-    for part in _PATTERN_PART.findall(pattern[1:-1]):
-        parts.append(part)
-        if parts[-3:] == ["(", "?", ":"]:  # a group all the same
-            del parts[-2:]
-    for i, part in enumerate(parts):
-        plain = _plain_class(part) if part[0] == "[" else _PLAIN_ESCAPES.get(part, part)
-        if (
-            plain[0] == "\\"
-            or (plain in ("^", "$") or (plain == "?" and i and parts[i - 1] == "("))
-            or plain in _ESCAPED
-            or (plain[0] == "[" and any(re.match(plain, c) for c in _ESCAPED))
-        ):
-            raise _unsupported(f"{part} in a pattern")
-        parts[i] = plain
-    # in parentheses, so that the quotes stand around all of the alternatives
-    return f"^({''.join(parts)})$" if "|" in parts else f"^{''.join(parts)}$"
+
+    root: Node
+    places: dict[str, Node]
+    warnings: tuple[str, ...]
 
 
-def _plain_class(part: str) -> str:
-    """A class of characters without escapes that GBNF does not know; what is no class of it stays as it is."""
-    inner = re.sub(r"\\([dws./])", lambda m: _IN_CLASS.get(m[1], m[1]), part[1:-1])
-    if r"\-" in inner:
-        inner = inner.replace(r"\-", "") + "-"
-    if inner.startswith("^") and len(inner) > 1:
-        return f"[^{ESCAPED_CLASS}{inner[1:]}]"
-    return f"[{inner}]"
+def unusable(part: Json, why: object) -> GrammarError:
+    """The error that says so of a schema."""
+    of = f" of {part.owner}" if part.owner else ""
+    return GrammarError(f"the JSON schema{of} cannot be used: {why}")
+
+
+def settled(part: Json) -> Settled:
+    """The schema without what llguidance does not know or reads otherwise.
+
+    GrammarError if the schema is none, or if it is strict and there is something to leave out.
+    """
+    try:
+        root = _copied(part.schema)
+        places = list(_places(root))
+        warnings = [w for place in places for w in _without_unknown(place)]
+        for place in places:
+            _checked(place)
+    except GrammarError as e:
+        raise unusable(part, e) from None
+    if warnings and part.strict:
+        raise unusable(part, f'{warnings[0]} is not supported ("strict": false leaves it out)')
+    if part.closed:
+        for place in places:
+            if not place.composed:
+                _close(place.node)
+    of = f"of {part.owner}: " if part.owner else ""
+    told = tuple(f"{of}{w} is not supported and was left out" for w in warnings)
+    return Settled(root, {place.path: place.node for place in places}, told)
+
+
+def _copied(schema: Any) -> Node:
+    if isinstance(schema, bool):
+        return {} if schema else {"anyOf": []}
+    try:
+        text = json.dumps(schema)
+        if len(text) > MAX_SCHEMA:
+            raise GrammarError(f"it has {len(text)} characters, expected at most {MAX_SCHEMA}")
+        text.encode()
+        root: Node = copy.deepcopy(dict(schema))
+    except RecursionError:
+        raise GrammarError("it is nested too deeply") from None
+    if "\\u0000" in text.replace("\\\\", ""):
+        raise GrammarError("a text in it has a NUL character")
+    root.pop("x-guidance", None)  # llguidance's own options, which are ours to set
+    return root
+
+
+def _children(node: Node) -> Iterator[tuple[str, Any, bool]]:
+    """Path below the node, subschema, and whether it is about the same value."""
+    for keyword in (*_APPLIED, "prefixItems", "items"):
+        value = node.get(keyword)
+        if isinstance(value, list):
+            for i, child in enumerate(value):
+                yield f"/{keyword}/{i}", child, keyword in _APPLIED
+        elif keyword == "items":
+            yield f"/{keyword}", value, False
+    for keyword in ("additionalItems", "additionalProperties"):
+        yield f"/{keyword}", node.get(keyword), False
+    for keyword in ("properties", "patternProperties"):
+        value = node.get(keyword)
+        if isinstance(value, dict):
+            for name, child in value.items():
+                yield f"/{keyword}/{name.replace('~', '~0').replace('/', '~1')}", child, False
+
+
+def _places(root: Node) -> Iterator[_Place]:
+    """Every schema that the document's answer depends on, once, those that refer to others before them."""
+    found: dict[int, _Place] = {}
+    waiting = [_Place(root, "", False)]
+    while waiting:
+        place = waiting.pop()
+        before = found.get(id(place.node))
+        if before is not None and (before.composed or not place.composed):
+            continue
+        found[id(place.node)] = place
+        node = place.node
+        many = len(node.get("allOf") or ()) > 1 if isinstance(node.get("allOf"), list) else False
+        beside = sum(k in node for k in _KNOWN if k != "type") > 1 or many
+        children = list(_children(node))
+        if isinstance(ref := node.get(_REFERENCE), str):
+            children += [(path, child, True) for path, child in _targets(root, ref, place.path)]
+        for path, child, same in children:
+            if isinstance(child, dict):
+                path = path if path.startswith("#") else place.path + path
+                waiting.append(_Place(child, path.removeprefix("#"), place.composed or (same and beside)))
+    yield from found.values()
+
+
+def _targets(root: Node, ref: str, path: str) -> Iterator[tuple[str, Any]]:
+    """What a reference means.  One by $id or $anchor is followed by llguidance; it may be any definition."""
+    if ref != "#" and not ref.startswith("#/"):
+        if "://" in ref.partition("#")[0]:
+            raise GrammarError(f"$ref {ref!r} at {path or '/'} is to another document, which is not fetched")
+        for keyword in ("$defs", "definitions"):
+            definitions = root.get(keyword)
+            for name, child in definitions.items() if isinstance(definitions, dict) else ():
+                yield f"#/{keyword}/{name}", child
+        return
+    target: Any = root
+    for part in ref.split("/")[1:]:
+        part = unquote(part).replace("~1", "/").replace("~0", "~")
+        try:
+            target = target[int(part)] if isinstance(target, list) else target[part]
+        except (LookupError, TypeError, ValueError):
+            raise GrammarError(f"$ref {ref!r} at {path or '/'} points nowhere") from None
+    yield ref, target
+
+
+def _without_unknown(place: _Place) -> Iterator[str]:
+    node = place.node
+    for keyword in [k for k in node if k not in _KNOWN and k not in _ANNOTATIONS and not k.startswith("x-")]:
+        value = node.pop(keyword)
+        if not any(value == idle and type(value) is type(idle) for idle in _IDLE.get(keyword, ())):
+            yield f"{keyword!r} at {place.path or '/'}"
+
+
+def _checked(place: _Place) -> None:
+    """Refuse patterns that take too much, and draw in bounds that llguidance's 64-bit numbers do not hold."""
+    if place.node.get("type") == []:
+        raise GrammarError(f"an empty type at {place.path or '/'}")
+    for keyword in _BOUNDS:
+        value: Any = place.node.get(keyword)
+        if type(value) in (int, float) and (abs(value) >= _MAX_BOUND or int(float(value)) != value == int(value)):
+            inward = -math.inf if "max" in keyword.lower() else math.inf
+            held = min(max(value, -_MAX_BOUND), _MAX_BOUND)
+            nearest = float(held)
+            beyond = nearest > held if inward < 0 else nearest < held
+            place.node[keyword] = int(math.nextafter(nearest, inward) if beyond else nearest)
+    named = place.node.get("patternProperties")
+    for pattern in (place.node.get("pattern"), *(named if isinstance(named, dict) else ())):
+        if isinstance(pattern, str):
+            try:
+                check_regex(pattern)
+            except GrammarError as e:
+                raise GrammarError(f"the pattern at {place.path or '/'} has {e}") from None
+
+
+def _close(node: Node) -> None:
+    """Say what a schema that says nothing else is taken for: no properties or items but those named, a type."""
+    if any(k in node for k in (*_APPLIED, _REFERENCE, "const", "enum")):
+        return
+    named = node.get("properties")
+    if isinstance(named, dict) and "additionalProperties" not in node and "minProperties" not in node:
+        required = node.get("required")
+        if not isinstance(required, list) or all(isinstance(k, str) and k in named for k in required):
+            node["additionalProperties"] = False
+    if "prefixItems" in node and "items" not in node and not node.get("minItems", 0) > len(node["prefixItems"]):
+        node["items"] = False
+    types = [t for t, keywords in _HELD.items() if any(k in node for k in keywords)]
+    if types and "type" not in node:
+        node["type"] = types

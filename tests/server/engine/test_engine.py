@@ -21,6 +21,7 @@ from ropebend.server.engine.requests import Generation, QueueFull, Unavailable
 from ropebend.server.engine.runner import Runner
 from ropebend.server.engine.sampling import Sampler, Sampling
 from ropebend.server.engine.writer import TextWriter
+from ropebend.server.structured.parts import Grammar
 
 from ..conftest import TOKEN, engine_options, wait_for
 
@@ -257,7 +258,7 @@ def test_a_failing_request_leaves_the_engine_alive(
     assert text_of(run(engine, Generation(PROMPT, 3, GREEDY)))
 
 
-def test_a_grammar_is_read_and_an_echo_prepared_only_for_texts_that_run(
+def test_a_grammar_is_begun_and_an_echo_prepared_only_for_texts_that_run(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(n_slots=2)
@@ -276,7 +277,7 @@ def test_a_grammar_is_read_and_an_echo_prepared_only_for_texts_that_run(
     counted_echo.__set_name__(TextWriter, "_echo")
     monkeypatch.setattr(TextWriter, "_echo", counted_echo)
     events: queue.SimpleQueue[tuple[Event, int]] = queue.SimpleQueue()
-    one = Generation(PROMPT, 2, Sampling(grammar='root ::= "ab"'), echo=True)
+    one = Generation(PROMPT, 2, Sampling(constraint=engine.compile(Grammar('root ::= "ab"'))), echo=True)
     engine.submit([one] * 8, lambda event: events.put((event, len(made))))
     got = [events.get(timeout=60)]
     while not isinstance(got[-1][0], Completed):

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from ropebend.context import Context
-from ropebend.errors import RopebendError
 from ropebend.model import Model
-from ropebend.server.engine.sampling import MAX_NESTING, Sampler, Sampling, check_grammar
+from ropebend.server.engine.sampling import Sampler, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -69,16 +68,3 @@ def test_temperature_and_seed(context: Context) -> None:
 )
 def test_filters(context: Context, sampling: Sampling, left: set[int]) -> None:
     assert set(draw(context, {7: 1.0, 8: 0.7, 9: 0.55}, 300, sampling)) == left
-
-
-@pytest.mark.parametrize("before", ["", r'"\")" [)\]] # )' + "\r", "<)> "])
-def test_a_grammar_too_deep_for_the_parser_is_refused(context: Context, before: str) -> None:
-    n = 49_000  # llama.cpp's parser would overflow the stack
-    with pytest.raises(RopebendError, match="deeper than 1000"):
-        check_grammar(f"root ::= {before}" + "(" * n + '"a"' + ")" * n, context.model.vocab)
-
-
-def test_a_deep_grammar_is_read_and_parentheses_in_texts_do_not_count(context: Context) -> None:
-    deep = "(" * MAX_NESTING + '"a"' + ")" * MAX_NESTING
-    texts = '"' + "(" * 2 * MAX_NESTING + r'" "\"(" [(\](] # ((('
-    check_grammar(f"root ::= {deep} {texts}", context.model.vocab)

@@ -18,7 +18,8 @@ from ..conftest import N_CTX_TRAIN, TOKEN
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]}
 
 
-LONG_SCHEMA = {"enum": list(range(20_000))}
+UNIQUE = {"type": "function", "function": {"name": "f", "parameters": {"uniqueItems": True}}}
+LONG_SCHEMA = {"enum": list(range(50_000))}
 
 
 def refused(http: httpx.Client, path: str, body: Any, status: int = 400) -> dict[str, Any]:
@@ -69,12 +70,10 @@ def refused(http: httpx.Client, path: str, body: Any, status: int = 400) -> dict
         ({"prompt": [[1], [True]]}, "prompt[1][0]", "invalid_type", "integer"),
         ({"prompt": ["a"] * 2049}, "prompt", "invalid_value", "at most 2048 texts, got 2049"),
         ({"prompt": ["a"] * 17, "n": 128}, "n", "invalid_value", "17 prompts times n = 128"),
-        (
-            {"grammar": "root ::= " + '"a" | ' * 14_000 + '"b"', "n": 13},
-            "n",
-            "invalid_value",
-            "at most 1, got 13",
-        ),
+        ({"grammar": 'root ::= "a"\n\nb = "c"'}, "grammar", "invalid_value", "line 3, column 3"),
+        ({"grammar": 'root ::= "a\0"'}, "grammar", "invalid_value", "NUL"),
+        ({"grammar": "root ::= (("}, "grammar", "invalid_value", "without )"),
+        ({"grammar": "%llguidance {}\nstart: b"}, "grammar", "invalid_value", "unknown name"),
         ({"prompt": ""}, "prompt", "invalid_value", "at least one token"),
         ({"prompt": ["a", ""]}, "prompt", "invalid_value", "prompt[1]: expected at least one token"),
         ({"prompt": [-1]}, "prompt", None, "got -1"),
@@ -105,12 +104,13 @@ def test_completion_parameters(
             "response_format.json_schema",
             "cannot be used",
         ),
-        ({"grammar": "root ::= ("}, "grammar", "cannot read the grammar"),
+        ({"grammar": "root ::= ("}, "grammar", "a ( without )"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": LONG_SCHEMA}}},
             "response_format.json_schema",
-            "characters: expected at most 100000",
+            "characters, expected at most 262144",
         ),
+        ({"tools": [UNIQUE], "tool_choice": "required"}, "tools", "of the tool 'f' cannot be used: 'uniqueItems' at /"),
         ({"grammar": "x ::= y", "response_format": {"type": "json_object"}}, "grammar", "only one"),
         ({"grammar": 'root ::= "a"\0 "b"'}, "grammar", "NUL"),
         ({"response_format": {"type": "json_object", "schema": {"const": "a\0b"}}}, "response_format", "NUL"),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -120,6 +121,35 @@ def test_a_grammar_of_ones_own(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="tiny", prompt="a", max_tokens=40, seed=1, extra_body=more)
     assert re.fullmatch("(né|€){3}[.]", answer.choices[0].text)
     assert answer.choices[0].finish_reason == "stop"
+
+
+def test_a_grammar_is_followed_by_each_of_several_texts(client: openai.OpenAI) -> None:
+    more = {"grammar": 'root ::= word "x"\nword ::= [a-c]{2,4}'}
+    answer = client.completions.create(model="tiny", prompt=["a", "b"], n=4, max_tokens=20, seed=1, extra_body=more)
+    assert len(answer.choices) == 8
+    for choice in answer.choices:
+        assert re.fullmatch("[a-c]{2,4}x", choice.text)
+        assert choice.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_schema_leaves_out_is_said_in_a_header(http: httpx.Client, stream: bool) -> None:
+    schema = {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 2, "uniqueItems": True}
+    body = {**ASK, "response_format": {"type": "json_schema", "json_schema": {"schema": schema, "strict": False}}}
+    answer = http.post("/v1/chat/completions", json={**body, "stream": stream})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["X-Ropebend-Warning"] == "'uniqueItems' at / is not supported and was left out"
+    del schema["uniqueItems"]
+    assert "X-Ropebend-Warning" not in http.post("/v1/chat/completions", json={**body, "stream": stream}).headers
+
+
+def test_a_constrained_greedy_answer_takes_the_likeliest_tokens_that_may_come(http: httpx.Client) -> None:
+    body = {"prompt": "the", "max_tokens": 12, "temperature": 0, "logprobs": 5}
+    free = http.post("/v1/completions", json=body).json()["choices"][0]
+    held = http.post("/v1/completions", json={**body, "grammar": "root ::= .*"}).json()["choices"][0]
+    assert held["text"] == free["text"]
+    assert held["logprobs"]["tokens"] == free["logprobs"]["tokens"]
+    assert held["logprobs"]["token_logprobs"] == pytest.approx(free["logprobs"]["token_logprobs"], abs=0.01)
 
 
 def test_a_tool_with_a_nested_model_is_called(ask: Any) -> None:
