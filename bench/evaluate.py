@@ -58,7 +58,7 @@ def main(
         bare = Context(
             model, n_ctx=2 * ours.n_tokens, n_threads=threads, n_ubatch=runtime.n_ubatch, scaling=None, hooked=False
         )
-        prompts = [[model.tokenize(q.prompt) for q in task.item(i).questions] for i in range(samples)]
+        prompts = [[model.tokenize(q.text) for q in task.item(i).questions] for i in range(samples)]
         n_answer = n_searched = 0
 
         def slow(i: int, reset: bool) -> list[bool]:
@@ -68,7 +68,7 @@ def main(
             for q in task.item(i).questions:
                 if reset:
                     llm.reset()
-                reply = llm(q.prompt, max_tokens=MAX_ANSWER_TOKENS, temperature=0)
+                reply = llm(q.text, max_tokens=MAX_ANSWER_TOKENS, temperature=0)
                 n_answer += reset * reply["usage"]["completion_tokens"]
                 verdicts.append(task.is_right(reply["choices"][0]["text"], q))
             return verdicts

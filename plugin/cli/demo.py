@@ -78,7 +78,7 @@ def _ask_over_http(model: Path, outcome: Outcome, options: list[str]) -> tuple[i
             url = _wait_for_url(server.stderr)
             right = 0
             for i, q in enumerate(questions):
-                answer = _complete(url, q.prompt)
+                answer = _complete(url, q.text)
                 hit = task.is_right(answer, q)
                 right += hit
                 if i < 3:

@@ -81,7 +81,7 @@ def eval_command(
     """
     if factors is not None and not scaling:
         raise UsageError("--factors and --no-scaling contradict each other")
-    o.check_effect(task, data, seed=seed, depths=depths)
+    o.check_effect(task, data, seed=seed, depths=depths, keys=keys, length=length, protocol=protocol, text=text)
     at = o.numbers(o.DEPTHS if depths is None else depths, "--depths", 0, 1)
     options = o.task_options(
         task, seed=f"eval-{1 if seed is None else seed}", depths=at, extra=task_option, keys=keys, length=length,

@@ -27,6 +27,15 @@ def _warn_without_gpu(n_layers: int) -> int:
     return n_layers
 
 
+def _length(text: str) -> int:
+    from ropebend.tasks.length import read_length
+
+    try:
+        return read_length(text)
+    except UsageError as e:
+        raise typer.BadParameter(str(e).removeprefix("length: ")) from None
+
+
 ModelPath = Annotated[Path, typer.Argument(help="GGUF model file.", show_default=False)]
 Factors = Annotated[
     Path | None, typer.Option("--factors", help="Use the scales of this factors.json instead of those in the GGUF.")
@@ -34,19 +43,38 @@ Factors = Annotated[
 Task = Annotated[
     str,
     typer.Option(
-        help="kv (key-value retrieval), passkey, mdqa (multi-document question answering), perplexity, or a .py file."
+        help="kv (key-value retrieval), passkey, longeval (lines), mdqa (multi-document question answering), "
+        "ruler:NAME (RULER's thirteen, as ruler:niah_multikey_2), perplexity, or a .py file; see docs/tasks.md."
     ),
 ]
-Keys = Annotated[int | None, typer.Option(min=1, help="kv: pairs per JSON object.", show_default="75")]
-Length = Annotated[int | None, typer.Option(min=8, help="passkey, perplexity: tokens per item.", show_default="4096")]
-Documents = Annotated[int | None, typer.Option(min=1, help="mdqa: documents per question.", show_default="20")]
+Keys = Annotated[
+    int | None, typer.Option(min=1, help="kv: pairs per JSON object, instead of --length.", show_default="75")
+]
+Length = Annotated[
+    int | None,
+    typer.Option(
+        parser=_length, metavar="TOKENS",
+        help="Tokens of a prompt, as 8192 or 8k: as much context as fits, never more.", show_default="4096; kv: --keys",
+    ),
+]  # fmt: skip
+Documents = Annotated[
+    int | None, typer.Option(min=1, help="mdqa: documents per question, instead of --length.", show_default="20")
+]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", help="kv, mdqa: file of the published format (.jsonl, .jsonl.gz).", show_default=False),
-]
+    typer.Option(
+        "--data", show_default=False,
+        help="kv, mdqa, longeval, ruler: file of the published format (.jsonl, .jsonl.gz); ruler:qa_1, qa_2: SQuAD's, "
+        "HotpotQA's.",
+    ),
+]  # fmt: skip
 Text = Annotated[
-    Path | None, typer.Option("--text", help="perplexity, passkey: text file (plain or .gz).", show_default=False)
-]
+    Path | None,
+    typer.Option(
+        "--text", show_default=False,
+        help="Text file (plain or .gz): of perplexity, the filler of passkey, the essays of RULER's needles.",
+    ),
+]  # fmt: skip
 TaskOption = Annotated[
     list[str] | None, typer.Option("--task-option", help="name=value for a task of your own; may be repeated.")
 ]
@@ -55,8 +83,8 @@ Depths = Annotated[str, typer.Option(help=DEPTHS_HELP)]
 Protocol = Annotated[
     ProtocolName | None,
     typer.Option(
-        help="kv. shared: ask for the pair that stands at each depth (one prefill per JSON); "
-        "published: move one pair to each depth, as in the paper's script.",
+        help="kv, longeval, ruler:niah_…: shared: ask for what stands at each depth (one prefill for all of them); "
+        "published: as the authors' scripts place it.",
         show_default="shared",
     ),
 ]
@@ -170,14 +198,17 @@ def seconds(text: str | None, option: str) -> float | None:
 
 def check_effect(task: str, data: Path | None, **given: Any) -> None:
     """Raise UsageError if one of these flags, None by default, was given but changes nothing in this task."""
-    from ropebend.tasks import option_types
+    from ropebend.tasks import option_types, unused_with_data
 
     known = option_types(task)
+    unused = unused_with_data(task, data)
     for name in (name for name, value in given.items() if value is not None):
         if known is not None and name not in known:
             raise UsageError(f"--{name}: task {task} has no such option")
-        if (task, name) == ("kv", "seed") and data is not None:
-            raise UsageError("--seed has no effect on --data: nothing is drawn at random")
+        if name == "depths" and given.get("protocol") == "published" and task != "kv":
+            raise UsageError("--depths has no effect on --protocol published: the answer is placed at random")
+        if name in unused:
+            raise UsageError(f"--{name} has no effect on --data: the items are those of the file")
 
 
 def task_options(
@@ -201,8 +232,9 @@ def task_options(
             raise UsageError(f"--task-option: expected name=value, got {text!r}")
         kind = (known or {}).get(name, str)
         try:
-            options[name] = read_option(value, kind)
+            options[name] = read_option(value, kind, name)
         except ValueError:
             wanted = {int: "a whole number", float: "a number"}.get(kind, "numbers separated by slashes")
+            wanted = "tokens, as 8192 or 8k" if name == "length" else wanted
             raise UsageError(f"--task-option {name}: expected {wanted}, got {value!r}") from None
     return options

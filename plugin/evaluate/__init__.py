@@ -12,13 +12,14 @@ from ropebend.errors import RopebendError
 from ropebend.evaluate.evaluation import Comparison, Evaluation, RetrievalEvaluation, Row, TextEvaluation
 from ropebend.evaluate.evaluator import Evaluator
 from ropebend.evaluate.perplexity import PerplexityEvaluator
+from ropebend.evaluate.prompts import Prompts
 from ropebend.evaluate.retrieval import Answer, RetrievalEvaluator, greedy_answer
 from ropebend.model import Model
 from ropebend.runtime import Runtime
 from ropebend.tasks.task import RetrievalTask, Task, TextTask
 
 __all__ = [
-    "Answer", "Comparison", "Evaluation", "Evaluator", "PerplexityEvaluator", "RetrievalEvaluation",
+    "Answer", "Comparison", "Evaluation", "Evaluator", "PerplexityEvaluator", "Prompts", "RetrievalEvaluation",
     "RetrievalEvaluator", "Row", "TextEvaluation", "greedy_answer", "open_evaluator",
 ]  # fmt: skip
 
@@ -30,7 +31,7 @@ def open_evaluator(model: Model, task: Task, n_items: int | None, runtime: Runti
 
     Raises RopebendError if the task has fewer, or if the context cannot be made.
     """
-    task.prepare(model.tokenize)
+    task.prepare(Prompts(model))
     if n_items is None:
         n_items = min(MAX_ITEMS, task.n_items or MAX_ITEMS)
     if task.n_items is not None and task.n_items < n_items:

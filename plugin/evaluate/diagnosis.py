@@ -14,7 +14,7 @@ NEARLY = 0.03  # of all answers: no more are wrong, or right
 WIDE = 0.4  # an interval of that width tells nothing
 CLEAR = 0.2  # difference between depths that is worth a word
 START, SAME = 12, 0.7  # characters by which answers are told apart; share of an item's answers that are one
-SIZES = ("keys", "length", "documents")
+SIZES = ("keys", "length", "documents", "lines")
 
 
 def diagnosis(task: Task, result: Evaluation, easy: float | None = None) -> str:
@@ -56,6 +56,8 @@ def recites(task: RetrievalTask, result: RetrievalEvaluation) -> bool:
 
 
 def _by_depth(result: RetrievalEvaluation) -> str:
+    if not result.depths:
+        return f"{result.mean:.2f} right"
     means = dict(zip(result.depths, result.value.mean(axis=0).tolist(), strict=True))
     if len(means) < 2 or any(math.isnan(d) for d in means):
         return f"{result.mean:.2f} right"

@@ -20,7 +20,7 @@ Array = npt.NDArray[np.float64]
 class Row:
     """What one item gave, by question (one column for a text).
 
-    value    1 or 0 for right or wrong; for a text its mean log-probability per token (nats)
+    value    the score, 0 to 1; for a text its mean log-probability per token (nats)
     logprob  mean log-probability per token of the expected answers; for a text the same as value
     margin   how close each verdict was, logits
     texts    the greedy answers
@@ -176,6 +176,8 @@ class RetrievalEvaluation(Evaluation):
 
     def by_depth(self) -> list[str]:
         """In percent."""
+        if not self.depths:
+            return []
         intervals = map(self.interval_at, range(len(self.depths)))
         means = self.value.mean(axis=0)
         return [f"{m:.0%} [{100 * low:.0f}–{100 * high:.0f}]" for m, (low, high) in zip(means, intervals, strict=True)]
@@ -196,7 +198,7 @@ class RetrievalEvaluation(Evaluation):
             "depths": list(self.depths),
             "accuracy": self.mean,
             "accuracy_interval": list(self.interval),
-            "accuracy_by_depth": self.value.mean(axis=0).tolist(),
+            "accuracy_by_depth": self.value.mean(axis=0).tolist() if self.depths else [],
             "accuracy_by_depth_interval": [list(self.interval_at(d)) for d in depths],
             "correct": [[int(v) if v == int(v) else v for v in row] for row in self.value.tolist()],
             "logprob": self.logprob.round(5).tolist(),

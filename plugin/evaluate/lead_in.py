@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy.special import log_softmax
 
 from ropebend.context import Context
+from ropebend.evaluate.prompts import Prompts
 from ropebend.tasks.task import Question, RetrievalTask
 
 CANDIDATES = (' "', " ", '"', "\n", "")
@@ -35,7 +36,8 @@ def find_lead_in(context: Context, task: RetrievalTask) -> LeadIn:
     """Measure the candidates on the task's easy items, under the scales that are set.  Forgets every sequence."""
     items = [task.easy_item(i).questions for i in range(N_ITEMS)]
     questions = [(q, items[1 - i][0].prompt) for i in range(N_ITEMS) for q in items[i]]
-    candidates = list(CANDIDATES)
+    known = all(q.expected is not None for q, _ in questions)  # it is known what comes next
+    candidates = [""] if known else list(CANDIDATES)
     logprob: dict[str, float] = dict.fromkeys(candidates, 0.0)
     certain: dict[str, list[bool]] = {c: [] for c in candidates}  # it says the answer with exactly this before it
     own: dict[str, int] = {}
@@ -58,7 +60,7 @@ def find_lead_in(context: Context, task: RetrievalTask) -> LeadIn:
             own[text[:start]] = own.get(text[:start], 0) + 1
     best = max(candidates, key=lambda c: logprob[c])
     mine = max(own, key=lambda c: own[c]) if own else None
-    if mine is not None and mine not in CANDIDATES:
+    if mine is not None and mine not in CANDIDATES and not known:
         total = 0.0
         for q, _ in questions:
             total += _forced(context, q, mine, _prefill(context, q))[0]
@@ -77,16 +79,14 @@ def _may_lead(text: str, question: Question, other: str) -> bool:
 def _prefill(context: Context, q: Question) -> npt.NDArray[np.float32]:
     """The prompt alone in sequence 0; logits of what comes next, [n_vocab]."""
     context.clear()
-    context.decode(context.model.tokenize(q.prompt), 0)
+    context.decode(Prompts(context.model)(q.prompt, q.prefix), 0)
     return context.logits(-1).copy()
 
 
 def _forced(context: Context, q: Question, lead_in: str, first: npt.NDArray[np.float32]) -> tuple[float, bool]:
     """Log-probability of lead-in and answer together, and whether both are what greedy decoding says."""
-    prompt = context.model.tokenize(q.prompt)
-    together = context.model.tokenize(q.prompt + lead_in + q.answers[0])
-    gold = together[len(prompt) :] if together[: len(prompt)] == prompt else []
-    gold = gold or context.model.tokenize(lead_in + q.answers[0], add_special=False)
+    expected = lead_in + q.answers[0] if q.expected is None else q.expected
+    prompt, gold = Prompts(context.model).with_answer(q, expected)
     gold = gold[: context.n_batch]
     rows = [first]
     if len(gold) > 1:
@@ -102,8 +102,8 @@ def _forced(context: Context, q: Question, lead_in: str, first: npt.NDArray[np.f
 def _greedy(context: Context, q: Question, first: npt.NDArray[np.float32]) -> str:
     """What the model says, a little longer than the answer."""
     model = context.model
-    pos = len(model.tokenize(q.prompt))
-    limit = len(model.tokenize(q.answers[0], add_special=False)) + MORE_TOKENS
+    pos = len(Prompts(model)(q.prompt, q.prefix))
+    limit = len(model.tokenize(q.expected or q.answers[0], add_special=False)) + MORE_TOKENS
     out: list[int] = []
     row = first
     context.seq_cp(0, 1)

@@ -46,7 +46,7 @@ class ResultFile:
 def label(task: Task) -> str:
     """A task and its size for a file's name: "kv-75", "passkey-4096".  Other sizes then do not overwrite each other."""
     config = task.config()
-    sizes = [str(config[k]) for k in ("keys", "length", "documents") if isinstance(config.get(k), int)]
+    sizes = [str(config[k]) for k in ("keys", "length", "documents", "lines") if isinstance(config.get(k), int)]
     protocol = [config["protocol"]] if config.get("protocol") == "published" else []
     name = "".join(c if c.isalnum() or c in "_.-" else "-" for c in Path(str(config["name"])).stem)
     return "-".join([name, *sizes, *protocol])

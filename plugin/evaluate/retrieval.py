@@ -26,12 +26,14 @@ from ropebend.errors import RopebendError
 from ropebend.evaluate.evaluation import Row
 from ropebend.evaluate.evaluator import Evaluator
 from ropebend.evaluate.lead_in import find_lead_in
+from ropebend.evaluate.prompts import Prompts
 from ropebend.model import Model
 from ropebend.runtime import Runtime
 from ropebend.tasks.task import Question, RetrievalTask
 
-MAX_ANSWER_TOKENS = 100  # as published
-ROOM = MAX_ANSWER_TOKENS + 80  # KV cells of a branch: the answer with guesses, and the question where prompts differ
+MAX_ANSWER_TOKENS = 100  # of an answer whose task names no limit
+MORE_TOKENS = 8  # beyond the expected answer, where a task gives a model no more: room for a few words of its own
+MAX_TAIL = 176  # tokens in which the prompts of branches may differ: the question
 FIRST_GUESS, MAX_GUESS = 4, 16  # tokens looked up in the prompt and checked in one decode; more while they hold
 N_LOOKED_AT = 100  # items; of a task without a bound of its own later ones are as long
 N_TOKENISED = 8  # prompts, the longest ones, to know how large the context has to be
@@ -44,24 +46,33 @@ Tokens = npt.NDArray[np.int32]
 class Answer:
     """What came of one question.
 
-    correct   the greedy answer is right by the task's metric; with `full=False`: the expected answer itself was greedy
+    score     what the greedy answer is worth by the task's metric, 0 to 1; with `full=False` that of the expected one
+              where it was greedy, else 0
     logprob   mean log-probability per token of the expected answer, teacher-forced
     margin    smallest gap between the best and second-best logit on the way: how close the verdict was
     text      the greedy answer as far as it was decoded
     """
 
     depth: float
-    correct: bool
+    score: float
     logprob: float
     margin: float
     text: str
 
+    @property
+    def correct(self) -> bool:
+        """True for a full score."""
+        return self.score == 1
+
 
 @dataclass(frozen=True)
 class _Prompt:
+    """max_answer: tokens after which the answer ends."""
+
     question: Question
     tokens: Tokens
     gold: list[int]
+    max_answer: int
 
 
 @dataclass
@@ -78,7 +89,7 @@ class _Branch:
     out: list[int]
     logprob: float = 0.0
     margin: float = np.inf
-    correct: bool = False
+    score: float = 0.0
     done: bool = False
     n_guess: int = FIRST_GUESS
 
@@ -97,17 +108,15 @@ class RetrievalEvaluator(Evaluator):
     def __init__(self, model: Model, task: RetrievalTask, n_items: int, runtime: Runtime):
         self._prompts: dict[int, list[_Prompt]] = {}
         self._n_cached = 0
-        longest = _longest(model, task, n_items)
-        n = len(task.depths)
+        self.prompts = Prompts(model)
+        self._max_answer = task.max_answer_tokens or MAX_ANSWER_TOKENS
+        longest = task.max_prompt_tokens or _longest(self.prompts, task, n_items)
+        n = max(1, len(task.depths))
+        n_branch = MAX_TAIL + self._max_answer + MAX_GUESS
         context = Context(
-            model,
-            n_ctx=longest + 64 + n * ROOM,
-            n_seq_max=1 + n,
-            kv_unified=True,
-            scaling=None,
-            **runtime.context,
+            model, n_ctx=longest + 64 + n * n_branch, n_seq_max=1 + n, kv_unified=True, scaling=None, **runtime.context
         )
-        super().__init__(model, task, n_items, longest + ROOM, context)
+        super().__init__(model, task, n_items, longest + self._max_answer, context)
         self._batch = Batch(context.n_batch)
         self._rolls_back = context.can_roll_back()
         found = find_lead_in(context, task)
@@ -117,7 +126,7 @@ class RetrievalEvaluator(Evaluator):
         """What the prompts share once, and the rest of each."""
         prompts = [p.tokens for p in self._prompts_of(i)]
         shared = min(_common_prefix(prompts[0], p) for p in prompts)
-        if all(len(p) - shared <= ROOM - MAX_ANSWER_TOKENS - MAX_GUESS for p in prompts):
+        if all(len(p) - shared <= MAX_TAIL for p in prompts):
             return shared + sum(len(p) - shared for p in prompts)
         return len(prompts[0]) + sum(len(b) - _common_prefix(a, b) for a, b in itertools.pairwise(prompts))
 
@@ -125,7 +134,7 @@ class RetrievalEvaluator(Evaluator):
         """The answers to item i; tasks without exact answers are always run in full."""
         answers = self.answers(i, full=full or not self.task.exact)
         return Row(
-            tuple(float(a.correct) for a in answers),
+            tuple(a.score for a in answers),
             tuple(a.logprob for a in answers),
             tuple(a.margin for a in answers),
             tuple(a.text for a in answers),
@@ -143,7 +152,7 @@ class RetrievalEvaluator(Evaluator):
         shared = min(_common_prefix(prompts[0].tokens, p.tokens) for p in prompts)
         shared = min(shared, min(len(p.tokens) for p in prompts) - 1)  # every branch needs a token of its own
         branches = []
-        if all(len(p.tokens) - shared <= ROOM - MAX_ANSWER_TOKENS - MAX_GUESS for p in prompts):
+        if all(len(p.tokens) - shared <= MAX_TAIL for p in prompts):
             self._prefill(prompts[0].tokens[:shared], 0)
             for seq, p in enumerate(prompts, 1):
                 context.seq_cp(0, seq)
@@ -162,7 +171,7 @@ class RetrievalEvaluator(Evaluator):
                 self._resolve(branches[-1:], full)
                 context.seq_rm(1)
         return [
-            Answer(b.prompt.question.depth, b.correct, b.logprob, b.margin, self.model.detokenize(b.out))
+            Answer(b.prompt.question.depth, b.score, b.logprob, b.margin, self.model.detokenize(b.out))
             for b in branches
         ]
 
@@ -177,15 +186,22 @@ class RetrievalEvaluator(Evaluator):
             self._n_cached += n
         return made
 
+    def limit(self, question: Question) -> int:
+        """Tokens after which an answer to this question ends."""
+        return self._tokenised(question).max_answer
+
     def _tokenised(self, q: Question) -> _Prompt:
-        prompt = self.model.tokenize(q.prompt)
-        expected = self.lead_in + q.answers[0]
-        together = self.model.tokenize(q.prompt + expected)
-        if together[: len(prompt)] == prompt:
-            gold = together[len(prompt) :]
-        else:  # the seam would be tokenised otherwise
-            gold = self.model.tokenize(expected, add_special=False)
-        return _Prompt(q, np.array(prompt, np.int32), gold[:MAX_ANSWER_TOKENS])
+        expected = self.lead_in + q.answers[0] if q.expected is None else q.expected
+        prompt, gold = self.prompts.with_answer(q, expected)
+        if len(prompt) + self._max_answer > self.n_tokens:
+            raise RopebendError(
+                f"{self.task.name}: a prompt has {len(prompt)} tokens, there is room for "
+                f"{self.n_tokens - self._max_answer}: the length of the longest one that was looked at"
+            )
+        limit = self._max_answer
+        if self.task.max_answer_tokens is None:
+            limit = min(limit, len(gold) + MORE_TOKENS)
+        return _Prompt(q, np.array(prompt, np.int32), gold[:limit], limit)
 
     def _prefill(self, tokens: Tokens, pos: int) -> None:
         for start in range(0, len(tokens), self.context.n_batch):
@@ -249,27 +265,31 @@ class RetrievalEvaluator(Evaluator):
         n_right = int(wrong[0]) if len(wrong) else len(gold)
         branch.margin = float(_margins(logits[: n_right + 1]).min())
         branch.out = branch.prompt.gold[:n_right]
-        if n_right == len(gold) and self._right(branch):
-            branch.correct = branch.done = True
-        elif not full or n_right == len(gold):
-            branch.done = True
+        if n_right < len(gold):
+            if not full:
+                branch.done = True
+            else:
+                self._append(branch, int(best[n_right]))
         else:
-            self._append(branch, int(best[n_right]))
-            self._forget_rest(branch)
+            branch.out.pop()
+            self._append(branch, int(gold[-1]))
+            if not full and not branch.done:
+                self._finish(branch)
+        self._forget_rest(branch)
 
-    def _right(self, branch: _Branch) -> bool:
-        return self.task.is_right(self.model.detokenize(branch.out), branch.prompt.question)
+    def _finish(self, branch: _Branch) -> None:
+        branch.done = True
+        branch.score = self.task.score(self.model.detokenize(branch.out), branch.prompt.question)
 
     def _append(self, branch: _Branch, token: int) -> None:
-        """Take the next greedy token and see whether the answer is decided."""
+        """Take the next greedy token and see whether the answer has ended, or is decided."""
         if self.model.is_eog(token):
-            branch.done = True
+            self._finish(branch)
             return
         branch.out.append(token)
-        if self._right(branch):
-            branch.correct = branch.done = True
-        elif len(branch.out) >= MAX_ANSWER_TOKENS:
-            branch.done = True
+        text = self.model.detokenize(branch.out)
+        if len(branch.out) >= branch.prompt.max_answer or self.task.is_settled(text, branch.prompt.question):
+            self._finish(branch)
 
     def _guess(self, branch: _Branch) -> list[int]:
         """What may come next: what followed the last tokens where they stood before, in the prompt or in the answer.
@@ -280,7 +300,7 @@ class RetrievalEvaluator(Evaluator):
         if not self._rolls_back:
             return []
         text = np.concatenate([branch.prompt.tokens, np.array(branch.out, np.int32)])
-        limit = min(branch.n_guess, MAX_ANSWER_TOKENS - len(branch.out))
+        limit = min(branch.n_guess, branch.prompt.max_answer - len(branch.out))
         pair = np.flatnonzero((text[:-2] == text[-2]) & (text[1:-1] == text[-1]))
         if len(pair):
             return text[pair[-1] + 2 :][:limit].tolist()
@@ -316,35 +336,36 @@ class RetrievalEvaluator(Evaluator):
 
 
 def greedy_answer(
-    context: Context, prompt: str, task: RetrievalTask | None = None, question: Question | None = None
+    context: Context, question: Question, task: RetrievalTask | None = None, max_tokens: int = MAX_ANSWER_TOKENS
 ) -> Answer:
     """The slow road: the whole prompt alone in the cache, then one greedy token after another, no early end."""
     model = context.model
-    tokens = model.tokenize(prompt)
+    tokens = Prompts(model)(question.prompt, question.prefix)
     context.clear()
     context.decode(tokens, 0)
     out: list[int] = []
     margin = np.inf
-    while len(out) < MAX_ANSWER_TOKENS:
+    while len(out) < max_tokens:
         row = context.logits(-1)
         token = int(row.argmax())
         margin = min(margin, float(_margins(row[None])[0]))
         if model.is_eog(token):
             break
         out.append(token)
-        if len(out) < MAX_ANSWER_TOKENS:
+        if len(out) < max_tokens:
             context.decode([token], len(tokens) + len(out) - 1)
     text = model.detokenize(out)
-    correct = task is not None and question is not None and task.is_right(text, question)
-    return Answer(question.depth if question else np.nan, correct, np.nan, margin, text)
+    score = task.score(text, question) if task is not None else np.nan
+    return Answer(question.depth, score, np.nan, margin, text)
 
 
-def _longest(model: Model, task: RetrievalTask, n_items: int) -> int:
+def _longest(tokenize: Prompts, task: RetrievalTask, n_items: int) -> int:
     """Tokens of the longest prompt, with some room: only those with most bytes are tokenised, to begin in seconds."""
-    prompts = [q.prompt for i in range(min(n_items, N_LOOKED_AT)) for q in task.item(i).questions]
-    prompts.sort(key=lambda p: -len(p.encode()))
-    counts = [len(model.tokenize(p)) for p in prompts[:N_TOKENISED]]
-    return max(counts) + (0 if len(counts) == len(prompts) == n_items * len(task.depths) else max(counts) // 32)
+    prompts = [q for i in range(min(n_items, N_LOOKED_AT)) for q in task.item(i).questions]
+    prompts.sort(key=lambda q: -len(q.text.encode()))
+    counts = [len(tokenize(q.prompt, q.prefix)) for q in prompts[:N_TOKENISED]]
+    looked_at_all = len(counts) == len(prompts) and n_items <= N_LOOKED_AT
+    return max(counts) + (0 if looked_at_all else max(counts) // 32)
 
 
 def _margins(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

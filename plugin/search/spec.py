@@ -15,7 +15,7 @@ from ropebend.errors import UsageError
 from ropebend.rope_method import RopeMethod
 from ropebend.runtime import Runtime
 from ropebend.search.objective import Objective, Term
-from ropebend.tasks import Task, make_task, option_types, read_option
+from ropebend.tasks import Task, make_task, option_types, read_option, split_name
 
 MethodName = Literal["none", "linear", "ntk", "dynamic-ntk", "yarn"]
 GenomeName = Literal["bezier", "line", "uniform", "free"]
@@ -76,14 +76,14 @@ class TaskSpec(_Strict):
     @classmethod
     def parse(cls, text: str) -> TaskSpec:
         """Read "perplexity:text=wiki.txt,length=1024,keep=0.02".  Raises UsageError."""
-        name, _, rest = text.partition(":")
+        name, rest = split_name(text)
         types = option_types(name) or {}
         values: dict[str, Any] = {}
         for part in filter(None, rest.split(",")):
             key, equals, value = part.partition("=")
             kind = float if key in ("weight", "keep") else types.get(key, str)
             try:
-                values[key] = read_option(value, kind)
+                values[key] = read_option(value, kind, key)
             except ValueError:
                 equals = ""
             if not equals:

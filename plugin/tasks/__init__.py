@@ -3,43 +3,84 @@
 from __future__ import annotations
 
 import inspect
-import runpy
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from ropebend.errors import RopebendError, UsageError
+from ropebend.errors import UsageError
+from ropebend.tasks import ruler
 from ropebend.tasks.kv import KVRetrieval
+from ropebend.tasks.length import read_length
+from ropebend.tasks.longeval import LongEvalLines
 from ropebend.tasks.mdqa import MultiDocumentQA
+from ropebend.tasks.own import guarded, naming, read_maker
 from ropebend.tasks.passkey import Passkey
-from ropebend.tasks.task import RetrievalTask, Task, TextTask
+from ropebend.tasks.task import Task
 from ropebend.tasks.text import Perplexity
 
-__all__ = ["TASKS", "Task", "make_task", "option_types", "read_option"]
+__all__ = ["TASKS", "Task", "make_task", "option_types", "read_length", "read_option", "split_name", "unused_with_data"]
 
-TASKS: dict[str, Callable[..., Task]] = {t.name: t for t in (KVRetrieval, Passkey, MultiDocumentQA, Perplexity)}
+#: `ruler:all`, the suite of them, is no task: see `ruler.suite`.
+TASKS: dict[str, Callable[..., Task]] = {
+    **{t.name: t for t in (KVRetrieval, Passkey, LongEvalLines, MultiDocumentQA, Perplexity)},
+    **{f"ruler:{name}": maker for name, maker in ruler.TASKS.items()},
+}
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """("ruler:vt", "length=8k") from "ruler:vt:length=8k": RULER's names have a colon of their own."""
+    name, _, rest = text.partition(":")
+    if name == "ruler":
+        task, _, rest = rest.partition(":")
+        name = f"ruler:{task}"
+    return name, rest
 
 
 def option_types(name: str) -> dict[str, type] | None:
-    """Options of a task and the types of their defaults (str where there is none); None for a task of your own.
+    """Options of a task and what they are: int, float, str or tuple (of depths); None for a task of your own.
 
     Raises UsageError for a task that does not exist.
     """
     if name.endswith(".py"):
         return None
     if name not in TASKS:
-        raise UsageError(f"task: expected one of {', '.join(TASKS)} or a .py file, got {name!r}")
-    defaults = {k: p.default for k, p in inspect.signature(TASKS[name]).parameters.items()}
-    return {k: str if d is inspect.Parameter.empty or d is None else type(d) for k, d in defaults.items()}
+        known = [t for t in TASKS if not t.startswith("ruler:")]
+        of_ruler = ", ".join(ruler.NAMES)
+        if name.startswith("ruler"):
+            raise UsageError(f"task: expected ruler: with one of {of_ruler}, got {name!r}")
+        raise UsageError(f"task: expected one of {', '.join(known)}, ruler:… ({of_ruler}) or a .py file, got {name!r}")
+    maker = TASKS[name]
+    made = getattr(maker, "func", maker)  # RULER's are partial
+    hints = get_type_hints(made.__init__)
+    out: dict[str, type] = {"data": str} if name.startswith("ruler:") else {}
+    for option in inspect.signature(maker).parameters:
+        hint = hints[option]
+        kinds = getattr(hint, "__args__", (hint,)) if hint != Sequence[float] else (tuple,)
+        out[option] = next((kind for kind in (int, float, tuple) if kind in kinds), str)
+    return out
 
 
-def read_option(text: str, kind: type) -> Any:
-    """An option's value from text, for a default of this type; depths are separated by slashes.  Raises ValueError."""
+def read_option(text: str, kind: type, name: str = "") -> Any:
+    """An option's value from text; depths are separated by slashes, lengths may be written 8k.  Raises ValueError."""
     if kind is tuple:
         return [float(part) for part in text.split("/")]
+    if name == "length":
+        try:
+            return read_length(text)
+        except UsageError as e:
+            raise ValueError(e) from None
     return kind(text) if kind in (int, float) else text
+
+
+def unused_with_data(name: str, data: str | Path | None) -> set[str]:
+    """Options that change nothing where the items come from a file."""
+    if data is None:
+        return set()
+    if name == "kv":
+        return {"keys", "length", "seed"}
+    if name == "longeval" or (name.startswith("ruler:") and name != "ruler:all" and ruler.is_ruler_file(data)):
+        return {"lines", "length", "seed", "depths", "protocol", "text"}
+    return set()
 
 
 def make_task(name: str, options: Mapping[str, Any]) -> Task:
@@ -48,51 +89,39 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
     Raises UsageError for a task or an option that does not exist, and where an option is missing.
     """
     known = option_types(name)
-    maker = TASKS[name] if known is not None else _from_file(name)
+    maker = TASKS[name] if known is not None else read_maker(name)
     parameters = inspect.signature(maker).parameters
     free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    unknown = [k for k in options if k not in parameters] if not free else []
+    names = list(known if known is not None else parameters)
+    unknown = [k for k in options if k not in names] if not free else []
     if unknown:
-        raise UsageError(f"task {name}: no option {unknown[0]!r}; it has {', '.join(parameters)}")
+        raise UsageError(f"task {name}: no option {unknown[0]!r}; it has {', '.join(names)}")
+    if known is not None:
+        _check(name, options)
+        if name.startswith("ruler:") and "data" in options and ("data" not in parameters or _of_ruler(options)):
+            if not ruler.is_ruler_file(options["data"]):
+                raise UsageError(
+                    f"{options['data']}: expected one of RULER's jsonl files (input, outputs, answer_prefix)"
+                )
+            return ruler.from_file(name.removeprefix("ruler:"), options["data"])
     missing = [
         k for k, p in parameters.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY and k not in options
     ]
     if missing:
         raise UsageError(f"task {name}: option {missing[0]!r} is missing")
-    if name == KVRetrieval.name and "data" in options and "keys" in options:
-        raise UsageError("--keys has no effect on --data: each line holds its own pairs")
-    if known is not None and not all(0 <= depth <= 1 for depth in options.get("depths", ())):
+    if known is not None:
+        return maker(**{k: v for k, v in options.items() if k in parameters})
+    with naming(name):
+        made = maker(**options)
+    return guarded(name, made)
+
+
+def _of_ruler(options: Mapping[str, Any]) -> bool:
+    return ruler.is_ruler_file(options["data"])
+
+
+def _check(name: str, options: Mapping[str, Any]) -> None:
+    if not all(0 <= depth <= 1 for depth in options.get("depths", ())):
         raise UsageError(f"task {name}: depths: expected numbers in [0, 1], got {options['depths']}")
-    with _naming(name) if known is None else nullcontext():
-        task = maker(**options)
-    if not isinstance(task, (RetrievalTask, TextTask)):
-        raise RopebendError(f"{name}: task() returned {type(task).__name__}, expected a RetrievalTask or a TextTask")
-    if known is None:
-        with _naming(name):
-            config = task.config()
-        if not (isinstance(config, dict) and "name" in config):
-            raise RopebendError(f"{name}: config() returned {config!r:.80}, expected a dict with a name")
-    return task
-
-
-@contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Whatever goes wrong in a user's file becomes a RopebendError that says in which of its lines."""
-    try:
-        yield
-    except RopebendError:
-        raise
-    except Exception as e:
-        lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == path]
-        where = f"{path}: line {lines[-1]}" if lines else path
-        raise RopebendError(f"{where}: {type(e).__name__}: {e}") from e
-
-
-def _from_file(path: str) -> Callable[..., Task]:
-    if not Path(path).is_file():
-        raise RopebendError(f"{path}: No such file")
-    with _naming(path):
-        names = runpy.run_path(path)
-    if not callable(names.get("task")):
-        raise RopebendError(f"{path}: expected a function task(**options)")
-    return names["task"]
+    if options.get("length") is not None:
+        read_length(options["length"])

@@ -3,12 +3,15 @@
 Two protocols, never mixed in one table:
 
 published  the gold pair is moved to each depth, as the authors' script does; another JSON for each depth
+           metric: the value stands in the first 100 tokens of the answer
 shared     the JSON stays as it is and the key that stands at each depth is asked; one prefill serves all depths
+           metric: the first value that the model says is the right one
 """
 
 from __future__ import annotations
 
 import random
+import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +20,12 @@ from typing import Any, Literal, get_args
 
 from ropebend.errors import UsageError
 from ropebend.tasks.json_lines import read_json_lines
-from ropebend.tasks.task import DEPTHS, Item, Question, RetrievalTask
+from ropebend.tasks.length import FilledTask
+from ropebend.tasks.task import DEPTHS, Item, Question
 
 ProtocolName = Literal["shared", "published"]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
+UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -54,19 +59,19 @@ def questions(sample: Sample, depths: Sequence[float], protocol: str = "shared")
             others = pairs[: sample.gold] + pairs[sample.gold + 1 :]
             pairs = (*others[:index], gold, *others[index:])
         key, value = pairs[index]
-        out.append(Question(depth, prompt(pairs, key), (value,)))
+        out.append(Question(depth, prompt(pairs, key), (value,), asked=key))
     return out
 
 
-def contains(answer: str, value: str) -> bool:
-    """The published metric: the lower-cased value is a substring of the lower-cased answer."""
-    return value.lower() in answer.lower()
+def uuid4(rng: random.Random) -> str:
+    """A random UUID of version 4."""
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
 def generate(n_pairs: int, i: int, seed: int | str) -> Sample:
     """Sample number i of `n_pairs` uuid4 pairs; depends on the seed and i alone."""
     rng = random.Random(f"kv-{seed}-{i}")
-    ids = [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(2 * n_pairs)]
+    ids = [uuid4(rng) for _ in range(2 * n_pairs)]
     return Sample(tuple(zip(ids[::2], ids[1::2], strict=True)), rng.randrange(n_pairs))
 
 
@@ -80,10 +85,13 @@ def _parse(data: dict[str, Any]) -> Sample:
     return Sample(pairs, pairs.index((data["key"], data["value"])))
 
 
-class KVRetrieval(RetrievalTask):
+class KVRetrieval(FilledTask):
     """Key-value retrieval on generated JSON objects, or on those of a file of the published format.
 
-    Raises UsageError for a protocol that does not exist or no pairs, RopebendError for a file that cannot be read.
+    keys     pairs per object, 75 if nothing is said; or
+    length   tokens that the prompt may have, which decides the number of pairs
+
+    Raises UsageError for options that contradict each other, RopebendError for a file that cannot be read.
     """
 
     name = "kv"
@@ -91,39 +99,51 @@ class KVRetrieval(RetrievalTask):
     def __init__(
         self,
         *,
-        keys: int = 75,
+        keys: int | None = None,
+        length: int | None = None,
         depths: Sequence[float] = DEPTHS,
         protocol: str = "shared",
         seed: int | str = 1,
         data: str | Path | None = None,
     ):
+        super().__init__()
         if protocol not in PROTOCOLS:
             raise UsageError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
-        if keys < 1:
+        if keys is not None and length is not None:
+            raise UsageError("--keys and --length contradict each other: either pairs or tokens")
+        if keys is not None and keys < 1:
             raise UsageError(f"keys: expected at least 1 pair, got {keys}")
+        for option, given in (("keys", keys), ("length", length)):
+            if data is not None and given is not None:
+                raise UsageError(f"--{option} has no effect on --data: each line holds its own pairs")
         self.depths = tuple(depths)
         self.protocol, self.seed, self.data = protocol, seed, data
+        if protocol == "shared":
+            self.value_form, self.max_answer_tokens = UUID, None
         self._samples = read_published(data) if data is not None else None
-        self.n_items = len(self._samples) if self._samples is not None else None
-        self.keys = len(self._samples[0].pairs) if self._samples else keys
+        if self._samples is not None:
+            self.n_items, self.n_units = len(self._samples), len(self._samples[0].pairs)
+        elif length is None:
+            self.n_units = 75 if keys is None else keys
+        else:
+            self.length = length
 
-    def sample(self, i: int) -> Sample:
-        """JSON object number i."""
-        return self._samples[i] if self._samples is not None else generate(self.keys, i, self.seed)
+    @property
+    def keys(self) -> int | None:
+        """Pairs per object (of the first one in a file); None where the length decides."""
+        return self.n_units
 
-    def item(self, i: int) -> Item:
-        """The questions about JSON object number i."""
-        return Item(tuple(questions(self.sample(i), self.depths, self.protocol)))
+    def build(self, i: int, n: int) -> Item:
+        """The questions about JSON object number i, with n pairs unless it comes from a file."""
+        sample = self._samples[i] if self._samples is not None else generate(n, i, self.seed)
+        return Item(tuple(questions(sample, self.depths, self.protocol)))
 
     def easy_item(self, i: int) -> Item:
         """Three pairs."""
         return Item(tuple(questions(generate(3, i, 0), (0.0, 1.0))))
 
-    def is_right(self, answer: str, question: Question) -> bool:
-        """The published metric."""
-        return contains(answer, question.answers[0])
-
     def config(self) -> dict[str, Any]:
-        """Keys, protocol, depths, seed or file."""
+        """Keys or length, protocol, depths, seed or file."""
+        size = {"keys": self.keys} if self.length is None else {"length": self.length}
         source = {"seed": self.seed} if self.data is None else {"data": str(self.data)}
-        return {"name": self.name, "keys": self.keys, "protocol": self.protocol, "depths": list(self.depths), **source}
+        return {"name": self.name, **size, "protocol": self.protocol, "depths": list(self.depths), **source}

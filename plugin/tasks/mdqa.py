@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ropebend.errors import RopebendError
+from ropebend.errors import RopebendError, UsageError
 from ropebend.tasks.json_lines import read_json_lines
-from ropebend.tasks.task import DEPTHS, Item, Question, RetrievalTask
+from ropebend.tasks.length import FilledTask
+from ropebend.tasks.task import DEPTHS, Item, Question
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -66,8 +67,11 @@ def _parse(data: dict[str, Any]) -> Record:
     return Record(str(data["question"]), answers, Document(str(gold[0]["title"]), str(gold[0]["text"])), documents)
 
 
-class MultiDocumentQA(RetrievalTask):
+class MultiDocumentQA(FilledTask):
     """Questions of a published file, with the gold document at each depth among `documents`.
+
+    documents  20 if nothing is said; or
+    length     tokens that the prompt may have, which decides the number of documents
 
     Where a line brings too few documents (the oracle file brings the gold one only), those of other lines that do not
     hold an answer make up the rest; which ones is decided by the seed.
@@ -76,34 +80,51 @@ class MultiDocumentQA(RetrievalTask):
     name = "mdqa"
     exact = False
 
-    def __init__(self, *, data: str | Path, documents: int = 20, depths: Sequence[float] = DEPTHS, seed: int | str = 1):
-        self.data, self.documents, self.depths, self.seed = data, documents, tuple(depths), seed
+    def __init__(
+        self,
+        *,
+        data: str | Path,
+        documents: int | None = None,
+        length: int | None = None,
+        depths: Sequence[float] = DEPTHS,
+        seed: int | str = 1,
+    ):
+        super().__init__()
+        if documents is not None and length is not None:
+            raise UsageError("--documents and --length contradict each other: either documents or tokens")
+        if documents is not None and documents < 1:
+            raise UsageError(f"mdqa: expected at least 1 document, got {documents}")
+        self.data, self.depths, self.seed = data, tuple(depths), seed
+        self.length, self.n_units = length, (documents or 20) if length is None else None
         self._records = read_published(data)
         self.n_items = len(self._records)
-        if documents < 1:
-            raise RopebendError(f"mdqa: expected at least 1 document, got {documents}")
-        if documents > 1 and len(self._records) < documents and len(self._records[0].others) < documents - 1:
-            raise RopebendError(f"{data}: too few lines to make up {documents} documents")
+        n = self.n_units or 1
+        if n > 1 and len(self._records) < n and len(self._records[0].others) < n - 1:
+            raise RopebendError(f"{data}: too few lines to make up {n} documents")
 
-    def _distractors(self, i: int) -> list[Document]:
+    def _distractors(self, i: int, n: int) -> list[Document]:
         record = self._records[i]
         rng = random.Random(f"mdqa-{self.seed}-{i}")
-        found = list(record.others[: self.documents - 1])
+        found = list(record.others[:n])
+        taken = set(found)
         answers = [normalised(a) for a in record.answers]
         tries = 0
-        while len(found) < self.documents - 1:
+        while len(found) < n:
             other = rng.choice(self._records).gold
             tries += 1
-            if tries > 100 * self.documents:
-                raise RopebendError(f"{self.data}: too few documents without the answer to question {i + 1}")
-            if other in found or any(a in normalised(other.text) for a in answers):
+            if tries > 100 * (n + 1):
+                raise RopebendError(
+                    f"{self.data}: too few documents without the answer to question {i + 1} to make up {n + 1}"
+                )
+            if other in taken or any(a in normalised(other.text) for a in answers):
                 continue
             found.append(other)
+            taken.add(other)
         return found
 
-    def item(self, i: int) -> Item:
-        """Question i, with its gold document at every depth."""
-        record, others = self._records[i], self._distractors(i)
+    def build(self, i: int, n: int) -> Item:
+        """Question i, with its gold document at every depth among n."""
+        record, others = self._records[i], self._distractors(i, n - 1)
         out = []
         for depth in self.depths:
             at = round(depth * len(others))
@@ -121,9 +142,11 @@ class MultiDocumentQA(RetrievalTask):
         said = normalised(answer.strip().split("\n")[0])
         return any(normalised(a) in said for a in question.answers)
 
+    def is_settled(self, answer: str, question: Question) -> bool:
+        """It is right, or its first line has ended."""
+        return "\n" in answer.lstrip() or self.is_right(answer, question)
+
     def config(self) -> dict[str, Any]:
-        """File, documents, depths, seed."""
-        return {
-            "name": self.name, "data": str(self.data), "documents": self.documents, "depths": list(self.depths),
-            "seed": self.seed,
-        }  # fmt: skip
+        """File, documents or length, depths, seed."""
+        size = {"documents": self.n_units} if self.length is None else {"length": self.length}
+        return {"name": self.name, "data": str(self.data), **size, "depths": list(self.depths), "seed": self.seed}

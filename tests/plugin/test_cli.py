@@ -194,7 +194,6 @@ def test_doctor_leaves_out_the_shift_that_llama_cpp_would_abort_in(tmp_path: Pat
         (["eval", "bad.json"], 1, "not a GGUF file"),
         (["eval", NEEDLE, "--task", "x"], 2, "task: expected one of kv, passkey"),
         (["eval", NEEDLE, "--protocol", "x"], 2, "'x' is not one of 'shared', 'published'"),
-        (["eval", NEEDLE, "--length", "64"], 2, "--length: task kv has no such option"),
         (["eval", NEEDLE, "--task-option", "x"], 2, "--task-option: expected name=value"),
         (["search"], 2, "expected a MODEL, or --resume FOLDER"),
         (["search", NEEDLE, "--budget", "5x"], 2, "budget: expected evaluations"),

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ropebend import RopebendError
+from ropebend import RopebendError, UsageError
 from ropebend.tasks import kv
+from ropebend.tasks.task import Question
 
 PAIRS = (("k1", "v1"), ("k2", "v2"), ("k3", "v3"))
 
@@ -100,6 +101,33 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         kv.read_published(tmp_path / "cut.jsonl.gz")
 
 
-def test_the_metric_is_a_substring_without_case() -> None:
-    assert kv.contains('  The value is "ABC-1".', "abc-1")
-    assert not kv.contains("abc", "abc-1")
+KEY, RIGHT, WRONG = (str(uuid.UUID(int=n)) for n in (10, 11, 12))
+ASKED = Question(0.0, "", (RIGHT,), asked=KEY)
+
+
+def test_the_published_metric_is_a_substring_without_case() -> None:
+    task = kv.KVRetrieval(protocol="published")
+    assert task.max_answer_tokens == 100
+    assert task.score(f'  The value is "{RIGHT.upper()}".', ASKED) == 1
+    assert task.score(f'"{WRONG}", no, "{RIGHT}"', ASKED) == 1
+    assert not task.is_settled(f'"{WRONG}", no, ', ASKED)
+    assert task.score("abc", ASKED) == 0
+
+
+def test_the_shared_metric_is_the_first_value() -> None:
+    task = kv.KVRetrieval()
+    assert task.score(f'The value of "{KEY}" is "{RIGHT}"', ASKED) == 1  # the key itself is no value
+    assert not task.is_settled(f'The value of "{KEY}" is "{RIGHT[:-1]}', ASKED)
+    assert task.is_settled(f'"{WRONG}', ASKED)
+    assert task.score(f'"{WRONG}", no, "{RIGHT}"', ASKED) == 0
+
+
+def test_options_that_contradict_each_other(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"ordered_kv_records": PAIRS, "key": "k1", "value": "v1"}))
+    for options, message in (
+        ({"keys": 3, "length": 1000}, "--keys and --length contradict each other"),
+        ({"length": 1000, "data": tmp_path / "a.jsonl"}, "--length has no effect on --data"),
+        ({"keys": 3, "data": tmp_path / "a.jsonl"}, "--keys has no effect on --data"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            kv.KVRetrieval(**options)  # type: ignore[arg-type]
