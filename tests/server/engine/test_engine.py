@@ -387,3 +387,18 @@ def test_loading_a_file_that_is_no_model_fails_with_its_reason(tmp_path: Path) -
         engine.submit([Generation([1], 1)], lambda _: None)
     with pytest.raises(Unavailable, match="not a GGUF file"):
         engine.tokenize("a")
+
+
+@pytest.mark.parametrize("name", ["plain", "spm"])
+def test_no_text_has_fewer_tokens_than_told_beforehand(make_engine: Callable[..., Engine], name: str) -> None:
+    engine = make_engine(name)
+    facts = engine.facts
+    assert facts is not None
+    assert facts.longest_piece == {"plain": len("<|assistant|>"), "spm": len("<0x00>")}[name]
+    texts = ["", "a", "dog " * 50, "<|assistant|>" * 30, " " * 100, "é€😀" * 20, "<|assis", "the\n\n\n dog"]
+    for text in texts:
+        n = len(engine.tokenize(text, add_special=False))
+        assert facts.fewest_tokens(text) <= n
+        assert replace(facts, drops_blanks=True).fewest_tokens(text) <= facts.fewest_tokens(text)
+        assert replace(facts, longest_piece=0).fewest_tokens(text) == 0
+    assert facts.fewest_tokens("<|assistant|>" * 30) == (30 if name == "plain" else 65)
