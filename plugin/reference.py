@@ -46,16 +46,22 @@ class RopeParams:
 
 
 def scaled(
-    own: RopeParams, scaling: LayerScaling, layer: int, length: int | None = None, *, shift: bool = False
+    own: RopeParams,
+    scaling: LayerScaling,
+    layer: int,
+    length: int | None = None,
+    *,
+    attn_factor: float = 1.0,
+    shift: bool = False,
 ) -> RopeParams:
-    """What `scaling` makes of a layer's own parameters (docs/format.md), in double precision.
+    """What `scaling` makes of a layer's own parameters, in double precision.
 
-    shift: for the K-shift, which turns keys that have their magnitude already.
+    attn_factor: the layer's.  shift: for the K-shift, which turns keys that have their magnitude already.
     """
     out = _stretched(own, scaling, layer, length)
     if shift:
-        out = replace(out, attn_factor=1 / (1 + 0.1 * math.log(1 / out.freq_scale)) if out.ext_factor != 0 else 1.0)
-    return out
+        return replace(out, attn_factor=1 / (1 + 0.1 * math.log(1 / out.freq_scale)) if out.ext_factor != 0 else 1.0)
+    return replace(out, attn_factor=out.attn_factor * attn_factor)
 
 
 def _stretched(own: RopeParams, scaling: LayerScaling, layer: int, length: int | None) -> RopeParams:
@@ -86,6 +92,54 @@ def rope(
 
     Raises ValueError for a mode other than NORM (neighbouring pairs), NEOX (halves), MROPE and IMROPE.
     """
+    theta, magnitude = _turn(_angles(positions, p, freq_factors), p)
+    if p.back:
+        theta = -theta
+    cos, sin = magnitude * np.cos(theta)[:, None, :], magnitude * np.sin(theta)[:, None, :]
+    out = x.astype(np.float64).copy()
+    turned, a, b = _pairs(out, p)
+    xa, xb = turned[..., a].copy(), turned[..., b].copy()
+    turned[..., a], turned[..., b] = xa * cos - xb * sin, xa * sin + xb * cos
+    return out
+
+
+#: Of a pair's length; float32 sines and cosines, also those of fast mathematics on a GPU ...
+TURN_ERROR = 5e-4
+#: ... whose argument is off by some of its last bits, more the further a recurrence has come: per radian.
+ANGLE_ERROR = 2e-6
+#: Half a unit in the last place of what is stored, and of the smallest number.
+STORE_ERROR = {"float32": (2.0**-24, 2.0**-149), "float16": (2.0**-11, 2.0**-25)}
+
+
+def rounding(
+    x: npt.NDArray[np.floating], positions: npt.NDArray[np.integer], p: RopeParams,
+    freq_factors: npt.NDArray[np.floating] | None = None,
+) -> npt.NDArray[np.float64]:  # fmt: skip
+    """How far each element may be from `rope`'s where cos and sin are float32 and the result is stored as x is."""
+    relative, least = STORE_ERROR[x.dtype.name]
+    angle = _angles(positions, p, freq_factors)
+    _, magnitude = _turn(angle, p)
+    out = np.zeros(x.shape)
+    turned, a, b = _pairs(out, p)
+    xa, xb = (_pairs(x.astype(np.float64), p)[0][..., part] for part in (a, b))
+    off = np.hypot(xa, xb) * (abs(magnitude) * (TURN_ERROR + ANGLE_ERROR * np.abs(angle)))[:, None, :]
+    turned[..., a] = turned[..., b] = off
+    return out + relative * (np.abs(rope(x, positions, p, freq_factors)) + out) + least
+
+
+def _pairs(x: npt.NDArray[np.float64], p: RopeParams) -> tuple[npt.NDArray[np.float64], slice, slice]:
+    """A view of the channels that turn, and the first and second of each pair in it."""
+    half = p.n_dims // 2
+    turned = x[..., p.n_offs : p.n_offs + p.n_dims]
+    if p.mode == MODE_NORM:
+        return turned, slice(0, None, 2), slice(1, None, 2)
+    return turned, slice(0, half), slice(half, None)
+
+
+def _angles(
+    positions: npt.NDArray[np.integer], p: RopeParams, freq_factors: npt.NDArray[np.floating] | None
+) -> npt.NDArray[np.float64]:
+    """Before any interpolation, [n_tokens, n_dims / 2].  Raises ValueError for an unknown mode."""
     half, i = p.n_dims // 2, np.arange(p.n_dims // 2)
     if p.mode in (MODE_NORM, MODE_NEOX):
         at = positions[:, None]
@@ -93,9 +147,13 @@ def rope(
         at = positions.reshape(4, -1).T[:, _sections(p, i)]
     else:
         raise ValueError(f"rope mode {p.mode} is none of 0 (norm), 2 (neox), 8 (mrope), 40 (imrope)")
-    extrapolated = at * p.freq_base ** (-2.0 * i / p.n_dims)
-    if freq_factors is not None:
-        extrapolated = extrapolated / freq_factors[:half]
+    angles = at * p.freq_base ** (-2.0 * i / p.n_dims)
+    return angles if freq_factors is None else angles / freq_factors[:half]
+
+
+def _turn(extrapolated: npt.NDArray[np.float64], p: RopeParams) -> tuple[npt.NDArray[np.float64], float]:
+    """The angles after interpolation, and the magnitude of cos and sin."""
+    i = np.arange(p.n_dims // 2)
     theta = p.freq_scale * extrapolated
     magnitude = p.attn_factor
     if p.ext_factor != 0:
@@ -109,20 +167,7 @@ def rope(
         mix = ramp * p.ext_factor
         theta = theta * (1 - mix) + extrapolated * mix
         magnitude *= 1 + 0.1 * math.log(1 / p.freq_scale)
-    if p.back:
-        theta = -theta
-    cos, sin = magnitude * np.cos(theta)[:, None, :], magnitude * np.sin(theta)[:, None, :]
-    out = x.astype(np.float64).copy()
-    turned = out[..., p.n_offs : p.n_offs + p.n_dims]
-    a, b = (slice(0, None, 2), slice(1, None, 2)) if p.mode == MODE_NORM else (slice(0, half), slice(half, None))
-    xa, xb = turned[..., a].copy(), turned[..., b].copy()
-    turned[..., a], turned[..., b] = xa * cos - xb * sin, xa * sin + xb * cos
-    return out
-
-
-def largest_angle(positions: npt.NDArray[np.integer], factors: npt.NDArray[np.floating] | None) -> float:
-    """An upper bound for the angles in radians, for the rounding to expect from float32."""
-    return float(np.abs(positions).max()) * (1.0 if factors is None else float(1 / np.abs(factors).min()))
+    return theta, magnitude
 
 
 def _sections(p: RopeParams, i: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:

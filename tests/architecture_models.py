@@ -17,8 +17,8 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 import random_models
 
-from ropebend.doctor import _Tensor
 from ropebend.native import captured_log
+from ropebend.observe import Tensor
 
 N_VOCAB, N_EMBD, N_HEAD, HEAD_DIM, N_FF, N_CTX = 64, 64, 2, 32, 96, 256
 
@@ -111,7 +111,7 @@ def write_model(path: Path, architecture: str, more: dict[str, Any] | None = Non
 
     @lib.llama_model_set_tensor_data_t
     def collect(address: int, _user_data: Any) -> None:
-        tensor = _Tensor(address)
+        tensor = Tensor(address)
         tensors[tensor.name] = _contents(tensor.name, int(np.prod(tensor.ne))).reshape(tensor.ne[::-1])
 
     _write(path, architecture, fields, {}, vocabulary)

@@ -58,19 +58,20 @@ def test_every_architecture_of_the_generator_is_judged() -> None:
 def test_architecture(tmp_path: Path, architecture: str) -> None:
     expected = EXPECTED[architecture]
     with Model(write_model(tmp_path / "model.gguf", architecture)) as model:
-        checks = {c.title: c for c in examine(model, n_threads=1)}
-        assert [c.title for c in checks.values() if not c.ok] == []
-        layers = checks["every rope node belongs to a layer"].detail.partition("in layers ")[2]
+        checks = {c.name: c for c in examine(model, n_threads=1, full=True)}
+        assert [c.name for c in checks.values() if not c.ok] == []
+        layers = checks["nodes"].detail.partition("in layers ")[2]
         assert layers == expected.layers + (f"; no rope in {expected.without}" if expected.without else "")
-        compared = checks["with a scale of its own for each layer, every output is numpy's"].detail.split()
+        compared = checks["numpy"].detail.split()
         assert compared[0] == compared[2]  # all of them
-        assert checks["scale 1 everywhere gives the logits of an unhooked context"].detail == BITS
-        assert checks["each layer's scale alone changes the logits"].detail == f"in {expected.layers}"
-        by_flag = checks.get("scale 2 gives the logits of rope_freq_scale / 2")
+        assert checks["ones"].detail == BITS
+        assert checks["alone scale"].detail == f"in {expected.layers}"
+        assert checks["alone attention factor"].detail == f"in {expected.layers}"
+        by_flag = checks.get("flag logits")
         assert (PART if by_flag is None else by_flag.detail.removeprefix("not compared: in this architecture ")) == (
             expected.flag
         )
-        assert ("and after a K-shift (context shift), too" in checks) == (expected.shift and expected.flag == BITS)
+        assert ("flag logits shifted" in checks) == (expected.shift and expected.flag == BITS)
 
 
 @pytest.mark.parametrize("architecture", REFUSED)

@@ -11,7 +11,8 @@ import pytest
 from architecture_models import write_model
 
 from ropebend import Context, LayerScaling, Llama, Model, RopebendError, RopeMethod
-from ropebend.doctor import RopeNode, _compare_with_numpy, _Observed
+from ropebend.doctor import compare_with_numpy
+from ropebend.observe import Observed, RopeNode
 
 TOKENS = [int(t) for t in np.random.default_rng(5).integers(0, 64, 24)]
 LINEAR = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
@@ -43,7 +44,7 @@ NOT_COMPOSED = {
 
 def recorded(model: Model, scaling: LayerScaling | None) -> list[RopeNode]:
     options: dict[str, Any] = {"n_ctx": 256, "n_batch": 64, "n_ubatch": 64, "n_threads": 1, "type_k": "f32"}
-    with _Observed(model, scaling=scaling, **options) as context:
+    with Observed(model, scaling=scaling, **options) as context:
         return context.record(TOKENS, True)
 
 
@@ -62,9 +63,9 @@ def test_method(tmp_path: Path, own: str, method: str) -> None:
         assert sum(node.shift for node in plain) == n_layer
         assert all((node.factors is None) == (own not in ("llama3-factors", "longrope")) for node in plain)
         nodes = recorded(model, scaling)
-        check = _compare_with_numpy(plain, nodes, scaling, 256)
+        check = compare_with_numpy("numpy", plain, nodes, scaling, 256)
         assert check.ok, check.detail
-        assert check.detail.startswith(f"{5 * n_layer} of {5 * n_layer} rope nodes compared")
+        assert check.detail.startswith(f"{5 * n_layer} of {5 * n_layer} rope nodes")
         assert all(node.params != before.params for node, before in zip(nodes, plain, strict=True))
 
 
@@ -110,4 +111,4 @@ def test_the_comparison_fails_for_another_method(tmp_path: Path) -> None:
         plain = recorded(model, None)
         ntk = LayerScaling((1.5, 2.0), rope=METHODS["ntk"])
         for other in METHODS["linear"], METHODS["dynamic-ntk"], RopeMethod("ntk", 3.2):
-            assert not _compare_with_numpy(plain, recorded(model, LayerScaling((1.5, 2.0), rope=other)), ntk, 256).ok
+            assert not compare_with_numpy("", plain, recorded(model, LayerScaling((1.5, 2.0), rope=other)), ntk, 256).ok
