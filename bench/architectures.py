@@ -21,23 +21,21 @@ import typer
 from ropebend import Context, LayerScaling, Model, RopebendError
 from ropebend.doctor import examine
 
-NUMPY, FLAG, ONES, ALONE, LOGITS, SHIFT = range(2, 8)  # the doctor's checks, in their order
-
 
 @dataclass
 class Result:
-    """What came of one model.  checks: title, ok and detail of each; refusal: why scales are refused, if they are."""
+    """What came of one model.  checks: what the doctor found, by name; refusal: why scales are refused, if they are."""
 
     file: str
     architecture: str
-    checks: list[dict[str, Any]]
+    checks: dict[str, dict[str, Any]]
     refusal: str | None
     crash: str | None = None
 
     @property
     def ok(self) -> bool:
         """It works, or is refused."""
-        return self.refusal is not None or all(c["ok"] for c in self.checks)
+        return self.refusal is not None or all(c["ok"] for c in self.checks.values())
 
 
 def examine_here(path: Path, shift: bool) -> None:
@@ -48,7 +46,8 @@ def examine_here(path: Path, shift: bool) -> None:
             Context(model, n_ctx=64, scaling=LayerScaling.uniform(2.0, model.info.n_layer)).close()
         except RopebendError as e:
             refusal = str(e).removeprefix(f"{path}: ")
-        checks = [] if refusal else [vars(c) for c in examine(model, n_threads=1, shift=shift)]
+        found = [] if refusal else examine(model, n_threads=1, shift=shift, full=True)
+        checks = {c.name: vars(c) for c in found}
         print(json.dumps({"architecture": model.info.architecture, "checks": checks, "refusal": refusal}))
 
 
@@ -61,8 +60,8 @@ def examine_model(path: Path) -> Result:
         if run.returncode == 0:
             return Result(path.stem, **json.loads(run.stdout.splitlines()[-1]), crash=crash)
         crash = "llama.cpp aborts in the K-shift, unscaled too" if run.returncode < 0 else run.stderr[-300:]
-    failure = {"title": "runs", "ok": False, "detail": crash or ""}
-    return Result(path.stem, "?", [failure], None, crash)
+    failure = {"finding": "it does not run", "ok": False, "detail": crash or ""}
+    return Result(path.stem, "?", {"runs": failure}, None, crash)
 
 
 def row(r: Result) -> str:
@@ -70,20 +69,18 @@ def row(r: Result) -> str:
     if r.refusal is not None:
         return f"| {r.architecture} | {r.file} | refused: {r.refusal} | | | |"
     if not r.ok:
-        failed = next(c for c in r.checks if not c["ok"])
-        return f"| {r.architecture} | {r.file} | **FAILS**: {failed['title']}: {failed['detail']} | | | |"
-    details = [c["detail"] for c in r.checks]
-    if len(details) > LOGITS:
-        flag = details[LOGITS] + (", after a K-shift too" if len(details) > SHIFT else "")
-    elif details[FLAG].startswith("not compared"):
-        flag = details[FLAG]
+        failed = next(c for c in r.checks.values() if not c["ok"])
+        return f"| {r.architecture} | {r.file} | **FAILS**: {failed['finding']}: {failed['detail']} | | | |"
+    details = {name: c["detail"] for name, c in r.checks.items()}
+    if "flag logits" in details:
+        flag = details["flag logits"] + (", after a K-shift too" if "flag logits shifted" in details else "")
+    elif details["flag"].startswith("not compared"):
+        flag = details["flag"]
     else:
-        flag = (
-            details[FLAG].removeprefix("equal in ").replace(" rope nodes; the flag reaches no others", " nodes reached")
-        )
-    worst = details[NUMPY].rpartition("(")[2].removesuffix(" of the RMS)")
+        flag = details["flag"].removeprefix("equal in ").replace(" rope nodes; the flag reaches no others", " reached")
+    worst = details["numpy"].partition("largest error ")[2].partition(" of what")[0]
     note = f" ({r.crash})" if r.crash else ""
-    return f"| {r.architecture} | {r.file} | works{note} | {details[1]} | {worst} | {flag} |"
+    return f"| {r.architecture} | {r.file} | works{note} | {details['nodes']} | {worst} | {flag} |"
 
 
 def main(
@@ -105,14 +102,14 @@ def main(
     print("\r\033[K", end="", file=sys.stderr)
     refused = sum(r.refusal is not None for r in results)
     failed = sum(not r.ok for r in results)
-    by_flag = sum(len(r.checks) > LOGITS and r.checks[LOGITS]["detail"] == "bit for bit" for r in results)
-    shifted = sum(len(r.checks) > SHIFT for r in results if r.ok)
+    by_flag = sum(r.checks.get("flag logits", {}).get("detail") == "bit for bit" for r in results)
+    shifted = sum("flag logits shifted" in r.checks for r in results if r.ok)
     lines = [
         f"{len(results)} models with llama-cpp-python {llama_cpp.__version__}: {len(results) - refused - failed} work, "
         f"{refused} are refused by name or by their graph, {failed} fail. In {by_flag} a uniform scale gives the "
         f"logits of `rope_freq_scale` bit for bit, in {shifted} after a K-shift, too.",
         "",
-        "| architecture | model | verdict | rope nodes | largest error against numpy | scale 2 against the flag |",
+        "| architecture | model | verdict | rope nodes | error ÷ rounding, against numpy | scale 2 against the flag |",
         "|---|---|---|---|---|---|",
         *map(row, results),
     ]

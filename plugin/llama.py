@@ -19,7 +19,7 @@ from llama_cpp.llama_cache import BaseLlamaCache
 from ropebend.errors import RopebendError
 from ropebend.model import check_supported, chosen_scaling
 from ropebend.model_info import ModelInfo
-from ropebend.native import Hook, tokenize
+from ropebend.native import Hook, check_tokenizer, tokenize
 from ropebend.scaling import LayerScaling
 
 
@@ -91,6 +91,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._plan_hash = "0"
         self._user_cache: BaseLlamaCache | None = None
         super().__init__(*args, **kwargs)
+        check_tokenizer(self._model.model, self.model_path)
         self._model.tokenize = self._tokenize  # what every tokenizer of llama-cpp-python calls
         self._info = ModelInfo.read(self.model_path)
         self._hook = Hook(self._info.n_layer)

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from ropebend.errors import RopebendError
 from ropebend.model_info import ModelInfo
-from ropebend.native import captured_log, quiet_llama_log, tokenize
+from ropebend.native import captured_log, check_tokenizer, quiet_llama_log, tokenize
 from ropebend.scaling import LayerScaling
 
 
@@ -52,6 +52,11 @@ class Model(Closing):
             self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise RopebendError(f"{path}: llama.cpp cannot load this model: {log[-1] if log else 'no reason given'}")
+        try:
+            check_tokenizer(self._model, path)
+        except RopebendError:
+            self.close()
+            raise
         self._vocab = lib.llama_model_get_vocab(self._model)
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)

@@ -207,6 +207,26 @@ def captured_log(levels: tuple[int, ...] = (3, 4)) -> Iterator[list[str]]:
         _log.collectors.pop()
 
 
+def check_tokenizer(model: Any, path: str | Path) -> None:
+    """Raise RopebendError for a tokenizer in which llama.cpp aborts the process on a text with two blanks.
+
+    model: a ``llama_model *``.  ``find_bpe_rank`` asserts that there are no blanks, but only the tokenizer "whitespace"
+    keeps them out where the pre-tokeniser of that name does not encode bytes.
+    """
+
+    def value(key: bytes) -> bytes:
+        buffer = ctypes.create_string_buffer(64)
+        lib.llama_model_meta_val_str(model, key, buffer, len(buffer))
+        return buffer.value
+
+    kind = value(b"tokenizer.ggml.model")
+    if value(b"tokenizer.ggml.pre") == b"whitespace" and kind != b"whitespace":
+        raise RopebendError(
+            f"{path}: tokenizer.ggml.pre: 'whitespace' goes with tokenizer.ggml.model 'whitespace', "
+            f"not {kind.decode(errors='replace')!r}"
+        )
+
+
 @functools.cache
 def _tokenize_address() -> int:
     return int(ctypes.cast(lib._lib.llama_tokenize, ctypes.c_void_p).value or 0)

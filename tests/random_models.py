@@ -63,6 +63,7 @@ def write_llama(
     seed: int = 0,
     scaling: LayerScaling | None = None,
     chat_template: str | None = None,
+    pre_tokenizer: str | None = None,
     fields: dict[str, Any] | None = None,
 ) -> Path:
     """Write a random llama model in F32.  fields: more metadata, values as `add_field` takes them, by full key."""
@@ -80,7 +81,10 @@ def write_llama(
     w.add_rope_freq_base(freq_base)
     w.add_layer_norm_rms_eps(1e-5)
     w.add_vocab_size(N_VOCAB)
-    add_vocabulary(w)
+    if pre_tokenizer is None:
+        add_vocabulary(w)
+    else:
+        add_bpe(w, pre_tokenizer)
     if chat_template is not None:
         w.add_chat_template(chat_template)
     for key, value in (fields or {}).items():
@@ -112,6 +116,19 @@ def add_vocabulary(w: gguf.GGUFWriter) -> None:
     w.add_tokenizer_model("rwkv")
     w.add_token_list(tokenizer.gguf_texts())
     w.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * 256)
+    w.add_eos_token_id(0)
+
+
+def add_bpe(w: gguf.GGUFWriter, pre_tokenizer: str, model: str = "gpt2") -> None:
+    """N_VOCAB tokens of a BPE without merges, behind one of llama.cpp's pre-tokenisers."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # GPT-2's letters for bytes
+    others = (b for b in range(256) if b not in plain)
+    letters = {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(others)}
+    w.add_tokenizer_model(model)
+    w.add_tokenizer_pre(pre_tokenizer)
+    w.add_token_list(["<|end|>", *(letters[b] for b in range(256))])
+    w.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * 256)
+    w.add_token_merges(["a a"])
     w.add_eos_token_id(0)
 
 

@@ -7,6 +7,7 @@
 #include "gguf_scan.h"
 #include "graph_owner.h"
 #include "rope_plan.h"
+#include "text_run.h"
 
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -110,6 +111,15 @@ static void test_apply(struct ggml_context * ctx) {
     const float own = slot(node, 8) * (1.0f + 0.1f * logf(1.0f / slot(node, 6)));
     ropebend_plan_apply(&plan, &layout, node, &layer);
     CHECK(fabsf(slot(node, 8) * (1.0f + 0.1f * logf(1.0f / slot(node, 6))) / own - 1.0f) < 1e-6f);
+
+    // the layer's attention factor multiplies whatever magnitude there is, but not in a K-shift
+    const float before_factor = slot(node, 8);
+    layers[1].attn_factor     = 1.5f;
+    CHECK(ropebend_plan_apply(&plan, &layout, node, &layer) == ROPEBEND_APPLY_QK);
+    CHECK(fabsf(slot(node, 8) / before_factor / 1.5f - 1.0f) < 1e-6f);
+    api.ggml_set_name(node, "cache_k_l1 (view)");
+    CHECK(ropebend_plan_apply(&plan, &layout, node, &layer) == ROPEBEND_APPLY_SHIFT);
+    CHECK(fabsf(slot(node, 8) * (1.0f + 0.1f * logf(1.0f / slot(node, 6))) - 1.0f) < 1e-6f);
 
     // anything else is left alone
     struct ggml_tensor * other = api.ggml_new_tensor_1d(ctx, 0, 8);
@@ -340,6 +350,20 @@ static void test_metadata(const char * path) {
     api.gguf_free(gguf);
 }
 
+static void test_longest_run(void) {
+    static const struct {
+        const char * text;
+        size_t       longest;
+    } cases[] = {
+        { "", 0 },          { " ", 1 },    { "abc", 3 },  { "a b", 2 },          { " a b ", 3 },
+        { "aa  bbb c", 6 }, { "   a", 4 }, { "a   ", 4 }, { "\t\n a\r\v\f", 7 }, { "\xc2\xa0\xe3\x80\x80", 5 },
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        CHECK(ropebend_longest_run(cases[i].text, strlen(cases[i].text)) == cases[i].longest);
+    }
+    CHECK(ropebend_longest_run("a\0b c", 5) == 4);
+}
+
 int main(int argc, char ** argv) {
     void * lib = argc == 3 ? dlopen(argv[1], RTLD_NOW) : NULL;
     if (lib == NULL) {
@@ -362,6 +386,7 @@ int main(int argc, char ** argv) {
     test_owner(ctx, lib);
     test_scan(argv[2]);
     test_many_values(ctx);
+    test_longest_run();
     test_metadata(argv[2]);
     api.ggml_free(ctx);
     printf("%d failed\n", n_failed);

@@ -18,7 +18,7 @@ from ropebend.scaling import LayerScaling
 
 CORE = [
     "architectures.c", "ggml_layout.c", "gguf_metadata.c", "gguf_scan.c", "graph_owner.c", "pointer_map.c",
-    "rope_plan.c", "scaled_file.c",
+    "rope_plan.c", "scaled_file.c", "text_run.c",
 ]  # fmt: skip
 
 
@@ -40,30 +40,45 @@ def metadata_file(tmp_path: Path) -> Path:
     return path
 
 
+def ggml() -> Path:
+    return next(p for p in (LIBRARIES / "libggml-base.so", LIBRARIES / "libggml-base.dylib") if p.exists())
+
+
 def sanitized(tmp_path: Path, name: str, *sources: str) -> tuple[Path, Path]:
     """Compile a program of this folder with AddressSanitizer and UBSan; returns it and the ggml to run it on."""
-    ggml = next(p for p in (LIBRARIES / "libggml-base.so", LIBRARIES / "libggml-base.dylib") if p.exists())
     files = [Path(__file__).parent / f"{name}.c", *(ROOT / "csrc" / source for source in sources)]
-    return compile_c(tmp_path / name, files, *SANITIZERS), ggml
+    return compile_c(tmp_path / name, files, *SANITIZERS), ggml()
 
 
 def test_core_under_sanitizers(tmp_path: Path, metadata_file: Path) -> None:
-    program, ggml = sanitized(tmp_path, "core_test", *CORE)
-    run = subprocess.run([program, ggml, metadata_file], capture_output=True, text=True, check=False)
+    program, library = sanitized(tmp_path, "core_test", *CORE)
+    run = subprocess.run([program, library, metadata_file], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout == "0 failed\n"
+
+
+def test_a_hook_between_threads(tmp_path: Path) -> None:
+    """Counts, problems and plans while another thread decodes, under ThreadSanitizer."""
+    sources = [ROOT / "csrc" / f"{name}.c" for name in ("ggml_layout", "hook", "rope_plan")]
+    program = compile_c(
+        tmp_path / "hook_threads", [Path(__file__).parent / "hook_threads.c", *sources], "-fsanitize=thread"
+    )
+    run = subprocess.run([program, ggml()], capture_output=True, text=True, check=False)
+    if "unexpected memory mapping" in run.stderr:
+        pytest.skip("ThreadSanitizer does not run on this kernel: " + run.stderr.splitlines()[0])
+    assert (run.returncode, run.stdout) == (0, "done\n"), run.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs memfd_create (Linux)")
 def test_damaged_metadata_under_sanitizers(tmp_path: Path) -> None:
     """Raise the number of runs by FUZZ_RUNS; a million takes half a minute."""
-    program, ggml = sanitized(tmp_path, "metadata_fuzz", "ggml_layout.c", "gguf_metadata.c")
+    program, library = sanitized(tmp_path, "metadata_fuzz", "ggml_layout.c", "gguf_metadata.c")
     files = []
     for name, raw in corpus().items():
         files.append(tmp_path / f"{name}.gguf")
         files[-1].write_bytes(raw)
     runs = os.environ.get("FUZZ_RUNS", "20000")
-    run = subprocess.run([program, ggml, runs, "1", *files], capture_output=True, text=True, check=False)
+    run = subprocess.run([program, library, runs, "1", *files], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     found = re.fullmatch(r"(\d+) runs, (\d+) accepted\n", run.stdout)
     assert found is not None
