@@ -80,8 +80,19 @@ class Model(Closing):
     @property
     def chat_template(self) -> str | None:
         """The GGUF's own chat template (jinja), or None."""
-        raw = lib.llama_model_chat_template(self._model, None)
-        return raw.decode() if raw else None
+        return self.named_chat_template(None)
+
+    def named_chat_template(self, name: str | None) -> str | None:
+        """The chat template of this name, as "tool_use" (``tokenizer.chat_template.tool_use``), or None."""
+        raw = lib.llama_model_chat_template(self._model, None if name is None else name.encode())
+        return raw.decode(errors="replace") if raw else None
+
+    def control_tokens(self) -> frozenset[str]:
+        """The texts that are read as control tokens if the tokeniser is asked to."""
+        mask = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        attributes = lib.llama_vocab_get_attr
+        tokens = (t for t in range(self.n_vocab) if attributes(self._vocab, t) & mask)
+        return frozenset(self.piece(t, special=True).decode(errors="replace") for t in tokens)
 
     @property
     def bos_token(self) -> int:

@@ -7,13 +7,16 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ropebend.cli.options import takes_runtime
 from ropebend.errors import RopebendError, UsageError
 from ropebend.runtime import Runtime
+
+if TYPE_CHECKING:
+    from ropebend.server.chat.chats import Chats
 
 log = logging.getLogger("ropebend.server")
 
@@ -116,6 +119,42 @@ def serve(
             show_default="what the file says, else mean",
         ),
     ] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            envvar="ROPEBEND_CHAT_TEMPLATE",
+            metavar="NAME|FILE",
+            help="Chat template to use instead of the model's: a built-in one, as chatml or llama3, or a jinja file.",
+        ),
+    ] = None,
+    chat_template_file: Annotated[
+        Path | None,
+        typer.Option(envvar="ROPEBEND_CHAT_TEMPLATE_FILE", help="The same, certainly a file, as llama-server has it."),
+    ] = None,
+    chat_template_kwargs: Annotated[
+        str | None,
+        typer.Option(
+            envvar="ROPEBEND_CHAT_TEMPLATE_KWARGS",
+            metavar="JSON",
+            help='Variables for the chat template, as {"enable_thinking": false}; a request\'s go before them.',
+        ),
+    ] = None,
+    prefill_assistant: Annotated[
+        bool,
+        typer.Option(
+            "--prefill-assistant/--no-prefill-assistant",
+            envvar="ROPEBEND_PREFILL_ASSISTANT",
+            help="Continue a last message that is the assistant's, or answer it.",
+        ),
+    ] = True,
+    chat_parse_special: Annotated[
+        bool,
+        typer.Option(
+            "--chat-parse-special/--no-chat-parse-special",
+            envvar="ROPEBEND_CHAT_PARSE_SPECIAL",
+            help="Read control tokens that are written in messages as such: users can then forge others' messages.",
+        ),
+    ] = False,
     queue_size: Annotated[
         int,
         typer.Option(
@@ -167,11 +206,26 @@ def serve(
     )
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
     log.setLevel(log_level.upper())
-    engine = Engine(options, on_failure=lambda: server.end_now())
+    chats = _chats(chat_template, chat_template_file, chat_template_kwargs, prefill_assistant, chat_parse_special)
+    engine = Engine(options, on_failure=lambda: server.end_now(), on_loaded=chats.prepare)
     names = names_of(model, alias or (), any_model)
-    app = create_app(engine, keys, names=names, cors_origins=cors_origin or [], max_body=max_body_size)
+    app = create_app(engine, keys, names=names, chats=chats, cors_origins=cors_origin or [], max_body=max_body_size)
     server = Server(app, engine, grace, debug=log_level == "debug")
     run(server, engine, host, port)
+
+
+def _chats(template: str | None, file: Path | None, variables: str | None, prefill: bool, read_control: bool) -> Chats:
+    from ropebend.server.chat.chats import Chats, read_template, read_template_file, read_variables
+
+    if template is not None and file is not None:
+        raise UsageError("--chat-template and --chat-template-file: expected only one of them")
+    source, name = None, ""
+    if file is not None:
+        source, name = read_template_file(file)
+    elif template is not None:
+        source, name = read_template(template)
+    given = read_variables(variables) if variables else {}
+    return Chats(source, name, variables=given, prefill=prefill, read_control=read_control)
 
 
 def _refuse_blank(**given: object) -> None:

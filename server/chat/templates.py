@@ -70,6 +70,9 @@ class ChatTemplate:
         if continue_final is None:
             return adapting.render(messages, tools or None, variables, control, add_generation_prompt)
         last = messages[-1]
+        in_parts = continue_final == "content" and isinstance(last.get("content"), list)
+        if in_parts and "assistant" not in adapting.shape.parts:  # llama-server joins the parts of this message so
+            last = {**last, "content": "\n\n".join(part["text"] for part in last["content"])}
         if last["role"] != "assistant" or last.get("tool_calls") or not text_of(last.get(continue_final)):
             raise RopebendError("the last message cannot be continued: expected a text of the assistant")
         tagged = {**last, continue_final: _tagged(last[continue_final])}

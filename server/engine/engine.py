@@ -84,15 +84,22 @@ class _Plans:
 class Engine:
     """Loads a model in its own thread and runs submissions, many at once.
 
-    on_failure is called in that thread when loading failed or the thread crashed; `failure` then says why.
+    on_loaded is called in that thread before the first request; a RopebendError of it is a failure to load.
+    on_failure is called in it when loading failed or the thread crashed; `failure` then says why.
     Everything but `start` may be called from any thread.
     """
 
-    def __init__(self, options: EngineOptions, on_failure: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        options: EngineOptions,
+        on_failure: Callable[[], None] = lambda: None,
+        on_loaded: Callable[[Facts], None] = lambda facts: None,
+    ):
         self.options = options
         self.stats = Stats()
         self.failure: str | None = None
         self._on_failure = on_failure
+        self._on_loaded = on_loaded
         self._facts: Facts | None = None
         self._model: Model | None = None
         self._context: Context | None = None
@@ -279,6 +286,7 @@ class Engine:
         self._scheduler = Scheduler(pool, facts.n_slots, self._context.n_batch, n_rows)
         self._plans = _Plans(facts)
         self._runner = Runner(self._context, self._plans.by_key)
+        self._on_loaded(facts)
         self._facts = facts
 
     def _work(self) -> None:

@@ -58,6 +58,8 @@ class Facts:
     drops_blanks   whether the tokeniser leaves out blanks beside some tokens
     created     time of loading, seconds since 1970
     bos, eos    text of the special tokens, "" if there is none
+    chat_template, tool_template  jinja: of every chat, and of chats with tools if the file has another one for those
+    control_tokens  texts that are read as control tokens where the tokeniser is asked to
     scaling     the scales in effect, or None
     plan_hash   digest of the plan of a request that may fill the context, or None
     n_cells     KV cells
@@ -82,6 +84,8 @@ class Facts:
     n_embd: int
     pooling: Pooling
     chat_template: str | None
+    tool_template: str | None
+    control_tokens: frozenset[str]
     bos: str
     eos: str
     scaling: LayerScaling | None
@@ -152,6 +156,8 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
         n_embd=int(lib.llama_model_n_embd(model.handle)),
         pooling=o.pooling or own_pooling(model),
         chat_template=model.chat_template,
+        tool_template=model.named_chat_template("tool_use"),
+        control_tokens=model.control_tokens(),
         bos=_special(model, model.bos_token),
         eos=_special(model, model.eos_token),
         scaling=context.scaling,

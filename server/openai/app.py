@@ -9,8 +9,9 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from ropebend import __version__
+from ropebend.server.chat.chats import Chats
 from ropebend.server.engine import Engine
-from ropebend.server.openai import chat, completions, embeddings, errors, info, pages, tokens
+from ropebend.server.openai import chat, completions, embeddings, errors, info, pages, templating, tokens
 from ropebend.server.openai.middleware import BodyLimit, CleanPath, KeyCheck
 from ropebend.server.openai.serving import Names, names_of
 
@@ -20,19 +21,21 @@ def create_app(
     api_keys: Sequence[str] = (),
     *,
     names: Names | None = None,
+    chats: Chats | None = None,
     cors_origins: Sequence[str] = (),
     max_body: int = 16 * 2**20,
 ) -> FastAPI:
     """The server's application around an engine, which may still be loading.
 
-    api_keys: none: everybody may ask; names: default: the file's; cors_origins: pages of these origins may ask ("*": of
-    all); max_body: bytes.
+    api_keys: none: everybody may ask; names: default: the file's; chats: how they become prompts; cors_origins: pages
+    of these origins may ask ("*": of all); max_body: bytes.
     """
     # FastAPI's own pages would need scripts from elsewhere
     app = FastAPI(title="ropebend", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.engine = engine
     app.state.names = names or names_of(engine.options.model)
-    for module in (completions, chat, embeddings, tokens, info, pages):
+    app.state.chats = chats or Chats()
+    for module in (completions, chat, templating, embeddings, tokens, info, pages):
         app.include_router(module.router)
     errors.install(app)
     app.add_middleware(BodyLimit, limit=max_body)

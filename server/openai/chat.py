@@ -22,10 +22,11 @@ from ropebend.server.openai.generation import (
     generations,
     respond,
 )
-from ropebend.server.openai.messages import FunctionName, Messages, Tool, chat_prompt
+from ropebend.server.openai.messages import FunctionName, Tool
 from ropebend.server.openai.neutral import CHAT
 from ropebend.server.openai.prompts import check_length
 from ropebend.server.openai.serving import Served, Serving
+from ropebend.server.openai.templating import ChatBody, prompt_of, template_of, tokens_of
 from ropebend.server.structured.constraints import Constraint
 from ropebend.server.structured.parts import Json
 
@@ -83,12 +84,11 @@ class ResponseFormat(Body):
         return self
 
 
-class ChatRequest(GenerationBody):
+class ChatRequest(GenerationBody, ChatBody):
     """Body of POST /v1/chat/completions."""
 
     neutral = CHAT
 
-    messages: Messages
     max_completion_tokens: MaxTokens | None = None
     logprobs: Annotated[bool, BeforeValidator(_not_zero)] | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
@@ -97,7 +97,6 @@ class ChatRequest(GenerationBody):
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
 
 
 @router.post("/v1/chat/completions", responses=STREAMED)
@@ -111,7 +110,7 @@ async def chat_completions(request: Request, body: ChatRequest, serving: Served)
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs: expected only together with logprobs: true", param="top_logprobs")
     tools, forced = _tools(body)
-    prompt = await run_in_threadpool(chat_prompt, body.messages, tools, serving, body.chat_template_kwargs)
+    prompt = await run_in_threadpool(lambda: tokens_of(prompt_of(body, tools, serving), serving))
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     if asked is None or asked == -1:
         check_length(len(prompt), 1, facts, "messages")
@@ -151,7 +150,7 @@ def _constraint(body: ChatRequest, forced: list[Tool], serving: Serving) -> Cons
         message = "response_format, tool_choice, grammar and json_schema: expected only one of them"
         raise ApiError(400, message, param="json_schema" if body.json_schema is not None else "grammar")
     if forced:
-        tags = HERMES_TAGS if HERMES_TAGS[0].strip() in (serving.facts.chat_template or "") else ("", "")
+        tags = HERMES_TAGS if HERMES_TAGS[0].strip() in template_of(serving).source(True) else ("", "")
         functions = [(f.name, f.parameters, f.strict is not False) for f in (t.function for t in forced)]
         return compiled(forced_calls(functions, tags, body.parallel_tool_calls is not False), "tools", engine)
     if wanted is None:

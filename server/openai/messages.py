@@ -1,19 +1,13 @@
-"""The messages and tools of a chat, and the prompt that the model's template makes of them."""
+"""The messages and tools of a chat, as they are sent."""
 
 from __future__ import annotations
 
-import functools
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ropebend.errors import RopebendError
-from ropebend.server.chat.templates import ChatTemplate
 from ropebend.server.openai.bodies import Body, ListOf, Text
-from ropebend.server.openai.errors import ApiError
-from ropebend.server.openai.prompts import check_text
-from ropebend.server.openai.serving import Serving
 
 
 class _Open(Body):
@@ -96,39 +90,3 @@ class Tool(_Open):
     type: Literal["function"]
     function: Function
     cache_control: Any = Field(default=None, exclude=True)
-
-
-@functools.lru_cache(maxsize=4)
-def _template(source: str, bos: str, eos: str) -> ChatTemplate:
-    return ChatTemplate(source, bos, eos)
-
-
-def chat_prompt(
-    messages: list[Message], tools: list[Tool] | None, serving: Serving, variables: dict[str, Any] | None = None
-) -> list[int]:
-    """Tokens of the rendered chat template.  ApiError 400 if there is none or it refuses these messages.
-
-    variables: for the template, beside those that it always gets
-    """
-    facts = serving.facts
-    if not facts.chat_template:
-        message = f"The model {serving.model!r} carries no chat template; use /v1/completions"
-        raise ApiError(400, message, code="no_chat_template")
-    try:
-        template = _template(facts.chat_template, facts.bos, facts.eos)
-        dumped = [t.model_dump(exclude_none=True) for t in tools or []]
-        prompt = template.render([m.for_template() for m in messages], dumped or None, variables)
-    except RopebendError as e:
-        raise ApiError(400, str(e), param="messages") from None
-    try:
-        check_text(prompt.text, facts, "messages")
-        # Most templates write BOS themselves; a second one harms the answer.
-        tokens = prompt.tokens(
-            lambda text, add, parse: serving.engine.tokenize(text, add_special=add, parse_special=parse),
-            not prompt.starts_with(facts.bos),
-        )
-    except UnicodeEncodeError:
-        raise ApiError(400, "the text holds half of a surrogate pair, which is not Unicode", param="messages") from None
-    if not tokens:
-        raise ApiError(400, "messages: the chat template made an empty prompt of them", param="messages")
-    return tokens

@@ -123,8 +123,6 @@ GENERATION: dict[str, Rule] = {
     "grammar_type": ANYTHING,
     "preserved_tokens": only([]),
     # llama-server: how chats are read
-    "add_generation_prompt": only(True),
-    "continue_final_message": only(False),
     "parse_tool_calls": only(True),
     "reasoning_format": only("none", "auto"),
     "reasoning_in_content": only(False),
@@ -156,7 +154,12 @@ GENERATION: dict[str, Rule] = {
 }
 
 #: Of completions.
-COMPLETION = {**GENERATION, "suffix": only("")}
+COMPLETION = {
+    **GENERATION,
+    "suffix": only(""),
+    "add_generation_prompt": only(True),
+    "continue_final_message": only(False),
+}
 
 #: Of chats.
 CHAT = {
@@ -171,6 +174,13 @@ CHAT = {
     "reasoning_effort": only(),
     "verbosity": only("medium"),
     "web_search_options": only(),
+}
+
+#: Of `/apply-template`: what does not change the prompt.
+APPLIED = {
+    **dict.fromkeys((*CHAT, "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p"), ANYTHING),
+    **dict.fromkeys(("seed", "stop", "n", "stream", "stream_options", "logprobs", "top_logprobs"), ANYTHING),
+    **dict.fromkeys(("tool_choice", "parallel_tool_calls", "response_format", "grammar"), ANYTHING),
 }
 
 #: Of embeddings.

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from ropebend.server.chat.chats import Chats
 from ropebend.server.engine import Engine, Facts
 from ropebend.server.openai import errors
 from ropebend.server.openai.errors import ApiError
@@ -42,6 +43,7 @@ class Serving:
     engine: Engine
     facts: Facts
     names: Names
+    chats: Chats
 
     @property
     def model(self) -> str:
@@ -74,7 +76,7 @@ async def _serving(request: Request) -> Serving:
     state = request.app.state
     if state.engine.facts is None:
         raise errors.loading()
-    return Serving(state.engine, state.engine.facts, state.names)
+    return Serving(state.engine, state.engine.facts, state.names, state.chats)
 
 
 #: Parameter of a route.  ApiError 503 while the engine is loading.

@@ -10,9 +10,10 @@ from pydantic import Field
 
 from ropebend.server.openai.bodies import Body, Int, ListOf, Text
 from ropebend.server.openai.errors import ApiError
-from ropebend.server.openai.messages import Messages, chat_prompt
+from ropebend.server.openai.messages import Messages
 from ropebend.server.openai.prompts import check_tokens
 from ropebend.server.openai.serving import Served
+from ropebend.server.openai.templating import ChatBody, prompt_of, tokens_of
 
 router = APIRouter()
 
@@ -52,7 +53,8 @@ async def tokenize(body: TokenizeRequest, serving: Served) -> dict[str, Any]:
     if len(given) != 1:
         raise ApiError(400, "content, prompt, messages: expected exactly one of them", param="content")
     if body.messages is not None:
-        tokens = await run_in_threadpool(chat_prompt, body.messages, None, serving)
+        chat = ChatBody(messages=body.messages)
+        tokens = await run_in_threadpool(lambda: tokens_of(prompt_of(chat, [], serving), serving))
     else:
         special = body.add_special_tokens if body.add_special is None else body.add_special
         if special is None:
@@ -97,5 +99,5 @@ async def tokenizer_info(serving: Served) -> dict[str, Any]:
         "pad_token": facts.eos or None,
         "add_bos_token": facts.add_bos,
         "model_max_length": facts.n_ctx,
-        "chat_template": facts.chat_template,
+        "chat_template": serving.chats.source(facts),
     }

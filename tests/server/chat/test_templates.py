@@ -127,7 +127,7 @@ CHATML = (
 )
 def test_the_last_message_is_continued(content: Any) -> None:
     messages = [*HELLO, {"role": "assistant", "content": content}]
-    text = content if isinstance(content, str) else "Once\nup"
+    text = content if isinstance(content, str) else "Once\n\nup"
     assert ChatTemplate(CHATML).render(messages, continue_final="content").text == (
         f"<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n{text}"
     )
