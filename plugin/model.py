@@ -87,12 +87,12 @@ class Model(Closing):
         raw = lib.llama_model_chat_template(self._model, None if name is None else name.encode())
         return raw.decode(errors="replace") if raw else None
 
-    def control_tokens(self) -> frozenset[str]:
-        """The texts that are read as control tokens if the tokeniser is asked to."""
+    def control_tokens(self) -> dict[str, int]:
+        """The ids of the control tokens by their text, which the tokeniser reads as such if it is asked to."""
         mask = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
         attributes = lib.llama_vocab_get_attr
         tokens = (t for t in range(self.n_vocab) if attributes(self._vocab, t) & mask)
-        return frozenset(self.piece(t, special=True).decode(errors="replace") for t in tokens)
+        return {self.piece(t, special=True).decode(errors="replace"): t for t in tokens}
 
     @property
     def bos_token(self) -> int:

@@ -37,8 +37,8 @@ class ModelFacts(Protocol):
         """Text of the token that ends a text."""
 
     @property
-    def control_tokens(self) -> frozenset[str]:
-        """Texts that the tokeniser can read as control tokens."""
+    def control_tokens(self) -> Mapping[str, int]:
+        """Texts that the tokeniser can read as control tokens, with their ids."""
 
 
 class Chats:

@@ -8,39 +8,59 @@ others the text is tokenised in parts, so a prompt without any has the same toke
 from __future__ import annotations
 
 import bisect
+import itertools
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Part(NamedTuple):
+    """A piece of a prompt.
+
+    special  control tokens in it are the template's; False: they are text
+    cuts     where in the text those begin, if they are text
+    """
+
+    text: str
+    special: bool
+    cuts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered chat.
+    """A rendered chat, in pieces."""
 
-    parts  its text in pieces; True: control tokens in it are the template's, False: they are text
-    """
-
-    parts: tuple[tuple[str, bool], ...]
+    parts: tuple[Part, ...]
 
     @property
     def text(self) -> str:
         """The whole text."""
-        return "".join(text for text, _ in self.parts)
+        return "".join(part.text for part in self.parts)
 
     def starts_with(self, token: str) -> bool:
         """Whether the template begins with this control token, as BOS."""
-        return bool(token) and self.text.startswith(token) and self.parts[0][1]
+        return bool(token) and self.text.startswith(token) and self.parts[0].special
 
-    def tokens(self, tokenize: Callable[[str, bool, bool], Sequence[int]], add_special: bool) -> list[int]:
+    def tokens(
+        self, tokenize: Callable[[str, bool, bool], Sequence[int]], control: Set[int], *, add_special: bool
+    ) -> list[int]:
         """Its tokens.
 
         tokenize     (text, add_special, parse_special) to tokens
+        control      ids of the control tokens
         add_special  put BOS first if the model wants it
         """
         out: list[int] = []
-        for i, (text, special) in enumerate(self.parts):
-            out += tokenize(text, add_special and i == 0, special)
+        for i, part in enumerate(self.parts):
+            first = add_special and i == 0
+            tokens = tokenize(part.text, first, part.special)
+            # some tokenisers (RWKV's) read control tokens anyway, but not across the end of a text
+            if part.cuts and not control.isdisjoint(tokens):
+                ends = [0, *(cut + 1 for cut in part.cuts), len(part.text)]
+                texts = [part.text[a:b] for a, b in itertools.pairwise(ends)]
+                tokens = [t for j, text in enumerate(texts) for t in tokenize(text, first and j == 0, False)]
+            out += tokens
         return out
 
 
@@ -90,11 +110,11 @@ class ControlTokens:
     def render(self, value: Any, render: Callable[[Any], str]) -> Prompt:
         """The prompt that `render` makes of `value` (messages, tools, …: what JSON holds), with its parts."""
         if self._first is None:
-            return Prompt(((render(value), True),))
+            return Prompt((Part(render(value), True),))
         marks = _unused(value)
         marked = _walk(value, lambda text: self._marked_text(text, marks))
         if marked == value:
-            return Prompt(((render(value), True),))
+            return Prompt((Part(render(value), True),))
         return self._parted(render(marked), marks)
 
     def _parted(self, text: str, marks: tuple[str, str, str]) -> Prompt:
@@ -112,22 +132,27 @@ class ControlTokens:
         plain = "".join(pieces)
         begin, end, half = (at[mark] for mark in marks)
         inside = sorted(begin | end | half)
-        parts: list[tuple[str, bool]] = []
+        parts: list[Part] = []
         done = template = 0  # what is in parts, and the end of the template's last control token
-        forged = False
+        forged: list[int] = []  # where, since then
+
+        def close(end: int) -> None:
+            parts.append(Part(plain[done:template], True))
+            parts.append(Part(plain[template:end], False, tuple(a - template for a in forged)))
+
         for a, b in self.find(plain):
             if (a in begin and b in end) or bisect.bisect_right(inside, a) < bisect.bisect_left(inside, b):
-                forged = True
-            else:
-                if forged:
-                    parts += [(plain[done:template], True), (plain[template:a], False)]
-                    done, forged = a, False
-                template = b
+                forged.append(a)
+                continue
+            if forged:
+                close(a)
+                done, forged = a, []
+            template = b
         if forged:
-            parts += [(plain[done:template], True), (plain[template:], False)]
+            close(len(plain))
             done = len(plain)
-        parts.append((plain[done:], True))
-        return Prompt(tuple((t, s) for t, s in parts if t))
+        parts.append(Part(plain[done:], True))
+        return Prompt(tuple(part for part in parts if part.text))
 
 
 def _walk(value: Any, change: Callable[[str], str]) -> Any:

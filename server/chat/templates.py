@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ropebend.errors import RopebendError
 from ropebend.server.chat.adapt import REASONING, adapt, text_of
-from ropebend.server.chat.control import ControlTokens, Prompt
+from ropebend.server.chat.control import ControlTokens, Part, Prompt
 from ropebend.server.chat.renderer import Message, Refused, Renderer
 from ropebend.server.chat.shape import KEY, Shape, probe, probe_tool
 
@@ -83,7 +83,7 @@ class ChatTemplate:
         if _HERE.strip() in prompt.text:
             return _cut(prompt)
         prompt = adapting.render(messages[:-1], tools or None, variables, control, True)
-        return Prompt((*prompt.parts, (text_of(last[continue_final]), read_control)))
+        return Prompt((*prompt.parts, Part(text_of(last[continue_final]), read_control)))
 
 
 def _tagged(content: Any) -> Any:
@@ -97,11 +97,11 @@ def _cut(prompt: Prompt) -> Prompt:
     text = prompt.text
     at = text.rindex(_HERE.strip())
     end = at if text.startswith(_HERE, at) else len(text[:at].rstrip())
-    parts: list[tuple[str, bool]] = []
-    for part, special in prompt.parts:
-        parts.append((part[:end], special))
-        end -= len(parts[-1][0])
-    return Prompt(tuple((part, special) for part, special in parts if part))
+    parts: list[Part] = []
+    for part in prompt.parts:
+        parts.append(Part(part.text[:end], part.special, tuple(cut for cut in part.cuts if cut < end)))
+        end -= len(parts[-1].text)
+    return Prompt(tuple(part for part in parts if part.text))
 
 
 class _Adapting:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,7 +60,7 @@ class Facts:
     created     time of loading, seconds since 1970
     bos, eos    text of the special tokens, "" if there is none
     chat_template, tool_template  jinja: of every chat, and of chats with tools if the file has another one for those
-    control_tokens  texts that are read as control tokens where the tokeniser is asked to
+    control_tokens  ids of the control tokens by their text
     scaling     the scales in effect, or None
     plan_hash   digest of the plan of a request that may fill the context, or None
     n_cells     KV cells
@@ -85,7 +86,7 @@ class Facts:
     pooling: Pooling
     chat_template: str | None
     tool_template: str | None
-    control_tokens: frozenset[str]
+    control_tokens: Mapping[str, int]
     bos: str
     eos: str
     scaling: LayerScaling | None

@@ -32,6 +32,7 @@ LONG = {"prompt": "a", "max_tokens": N_CTX_TRAIN - 1, "n": 128, "logit_bias": {"
         (["MODEL", "--api-key", " "], 2, "--api-key: expected a key"),
         (["MODEL", "--cache-type-k", "q3"], 2, "q3"),
         (["MODEL", "--no-such-flag"], 2, "--no-such-flag"),
+        (["MODEL", "--chat-template", "chatm"], 2, "--chat-template: chatm is neither a file nor one of bailing, "),
     ],
 )
 def test_a_start_that_fails(

@@ -21,7 +21,7 @@ PARTED = CHATML.replace("m.content", "(m.content | map(attribute='text') | join)
 
 def parts(content: Any, source: str = CHATML, **more: Any) -> list[tuple[str, bool]]:
     template = ChatTemplate(source, "<s>", control=CONTROL)
-    return list(template.render([{"role": "user", "content": content}], **more).parts)
+    return [part[:2] for part in template.render([{"role": "user", "content": content}], **more).parts]
 
 
 def test_a_message_without_control_tokens_is_one_part() -> None:
@@ -57,7 +57,7 @@ def test_names_roles_and_arguments_are_watched_too() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"</s>": "<s>"}}}
     messages = [{"role": "user</s>", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
     prompt = template.render(messages)
-    assert [special for _, special in prompt.parts] == [False, True]
+    assert [part.special for part in prompt.parts] == [False, True]
     assert prompt.parts[1][0] == "</s>"
 
 
@@ -69,7 +69,7 @@ def test_marks_that_a_template_escapes_are_found() -> None:
 def test_a_continued_answer_is_guarded_like_any_text() -> None:
     template = ChatTemplate(CHATML, control=CONTROL)
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "a</s>b"}]
-    assert template.render(messages, continue_final="content").parts[-1] == ("assistant\na</s>b", False)
+    assert template.render(messages, continue_final="content").parts[-1][:2] == ("assistant\na</s>b", False)
 
 
 @given(
@@ -81,8 +81,23 @@ def test_the_text_is_the_same_and_no_token_is_the_messages(content: str) -> None
     plain = ChatTemplate(CHATML, "<s>").render([{"role": "user", "content": content}]).text
     prompt = ChatTemplate(CHATML, "<s>", control=CONTROL).render([{"role": "user", "content": content}])
     assert prompt.text == plain
-    read = "".join(text if special else text.replace("<", "‹") for text, special in prompt.parts)
+    read = "".join(p.text if p.special else p.text.replace("<", "‹") for p in prompt.parts)
     guarded = content if not any(token in content for token in CONTROL) else content.replace("<", "‹")
     assert [t for t in CONTROL for _ in range(read.count(t))] == [
         t for t in CONTROL for _ in range(plain.replace(content, guarded, 1).count(t) if content else plain.count(t))
     ]
+
+
+def test_a_tokeniser_that_reads_control_tokens_anyway_gets_them_in_pieces() -> None:
+    def tokenize(text: str, add_special: bool, parse_special: bool) -> list[int]:
+        ids = [7] if add_special else []
+        while text:
+            token = next((t for t in CONTROL if text.startswith(t)), text[0])
+            ids.append(CONTROL.index(token) if token in CONTROL else 1000 + ord(token))
+            text = text[len(token) :]
+        return ids
+
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}</s>{% endfor %}", control=CONTROL)
+    prompt = template.render([{"role": "user", "content": "a<s></s>b"}])
+    text = [1000 + ord(c) for c in "a<s></s>b"]
+    assert prompt.tokens(tokenize, set(range(4)), add_special=True) == [7, *text, CONTROL.index("</s>")]

@@ -110,15 +110,14 @@ def test_a_long_chat_is_refused_with_both_numbers(client: openai.OpenAI) -> None
     assert f"({N_CTX_TRAIN} in your prompt; 1 for the completion)" in e.value.message
 
 
-def test_a_model_without_a_template_can_complete_but_not_chat(
-    start: Callable[..., Server], models: dict[str, Path]
-) -> None:
+def test_a_model_without_a_template_talks_chatml(start: Callable[..., Server], models: dict[str, Path]) -> None:
     server = start(models["no-template"], "--alias", "bare", "--api-key", "secret").wait_until_ready()
+    assert "chat template: none in the model file, chatml instead; see --chat-template" in server.log
     with server.client("secret") as client:
-        with pytest.raises(openai.BadRequestError, match="no chat template") as e:
-            client.chat.completions.create(model="bare", messages=MESSAGES)
-        assert e.value.code == "no_chat_template"
-        assert client.completions.create(model="bare", prompt="a").choices[0].text
+        chat = client.chat.completions.create(model="bare", messages=MESSAGES, temperature=0, max_tokens=4)
+        prompt = "<|im_start|>user\nthe dog<|im_end|>\n<|im_start|>assistant\n"
+        plain = client.completions.create(model="bare", prompt=prompt, temperature=0, max_tokens=4)
+        assert chat.choices[0].message.content == plain.choices[0].text
     with server.client("wrong") as client, pytest.raises(openai.AuthenticationError, match="Incorrect API key"):
         client.models.list()
     assert server.stop() == 0
