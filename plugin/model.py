@@ -89,6 +89,8 @@ class Model(Closing):
 
     def control_tokens(self) -> dict[str, int]:
         """The ids of the control tokens by their text, which the tokeniser reads as such if it is asked to."""
+        if lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_NONE:
+            return {}  # llama.cpp aborts when asked for one of its tokens
         mask = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
         attributes = lib.llama_vocab_get_attr
         tokens = (t for t in range(self.n_vocab) if attributes(self._vocab, t) & mask)
