@@ -49,7 +49,7 @@ def recites(task: RetrievalTask, result: RetrievalEvaluation) -> bool:
     """True if most questions about an item, which have different answers, get one and the same."""
     shares = []
     for i, texts in enumerate(result.texts):
-        if len({q.answers for q in task.item(i).questions}) > 1:
+        if texts and len({q.answers for q in task.item(i).questions}) > 1:
             starts = Counter(t.strip(' \n"')[:START] for t in texts if len(t) > START)
             shares.append(max(starts.values(), default=0) / len(texts))
     return result.mean < 0.5 and len(shares) > 0 and float(np.mean(shares)) >= SAME

@@ -56,7 +56,7 @@ def find_lead_in(context: Context, task: RetrievalTask) -> LeadIn:
         text = _greedy(context, q, first)
         start = text.lower().find(q.answers[0].lower())
         said.append(task.is_right(text, q))
-        if start >= 0 and _may_lead(text[:start], q, other):
+        if start >= 0 and may_lead(text[:start], q, other):
             own[text[:start]] = own.get(text[:start], 0) + 1
     best = max(candidates, key=lambda c: logprob[c])
     mine = max(own, key=lambda c: own[c]) if own else None
@@ -70,7 +70,7 @@ def find_lead_in(context: Context, task: RetrievalTask) -> LeadIn:
     return LeadIn(best, sum(said) / len(said))
 
 
-def _may_lead(text: str, question: Question, other: str) -> bool:
+def may_lead(text: str, question: Question, other: str) -> bool:
     """Short, and no word in it that this item has and another one has not."""
     words, elsewhere = (set(re.findall(r"\w{3,}", t.lower())) for t in (text, other))
     return len(text) <= MAX_LENGTH and not any(w in question.prompt.lower() for w in words - elsewhere)
