@@ -157,6 +157,7 @@ class _Measurement:
         from ropebend.evaluate.pace import Pace
 
         self.console, self.file, self.task, self.rows = console, file, task, [*rows]
+        self.n_before = len(rows)
         self.limit, self.within = limit, within
         self.about: dict[str, Any] = {}
         self.started = time.monotonic()
@@ -270,7 +271,7 @@ class _Measurement:
             f"{seconds:.2g} s an item",
             highlight=False, markup=False,
         )  # fmt: skip
-        n_left = self.n_items - len(self.rows)
+        n_left = self.n_items - self.n_before
         if self.limit is None:
             say(f"{n_left} items, {duration(n_left * seconds)}; Ctrl-C keeps the finished ones", highlight=False)
             return

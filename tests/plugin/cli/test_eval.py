@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -72,9 +73,8 @@ def test_it_ends_when_the_time_is_up(tmp_path: Path) -> None:
 
 
 def test_the_plan_names_what_it_takes(tmp_path: Path) -> None:
-    _, said, report = run_eval("--keys", "4", "--samples", "3", folder=tmp_path)
-    assert f"items of {report['tokens'] and ''}" in said
-    assert "5 questions each" in said
+    said = " ".join(run_eval("--keys", "4", "--samples", "3", folder=tmp_path)[1].split())
+    assert re.search(r"kv: items of \d+ prompt tokens, 5 questions each; [\d,]+ tokens/s, about \S+ s an item", said)
     assert "3 items, " in said
     assert "Ctrl-C keeps the finished ones" in said
 
@@ -114,7 +114,7 @@ def test_durations_in_words() -> None:
     ]  # fmt: skip
     assert [read_duration(t) for t in ("90s", "1.5 h", "20m", "20", "0s", "m")] == [90, 5400, 1200, None, None, None]
     for s in (1, 61, 700, 10_000, 11_000, 10**6):
-        assert s <= (read_duration(short_duration(s)) or 0) <= max(60, 1.5 * s)
+        assert s <= (read_duration(short_duration(s)) or 0) <= max(60, 2 * s)
 
 
 def test_pace_learns_that_later_tokens_cost_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def evaluated(task: KVRetrieval, accuracy: Sequence[float], n: int, texts: Seque
 def test_results_are_explained() -> None:
     task = KVRetrieval(keys=75)
     for accuracy, n, easy, words in (
-        ((1, 1, 1, 1, 1), 20, 1.0, "Everything right: scales have nothing to win here; take longer prompts, say --keys 150"),
+        ((1, 1, 1, 1, 1), 20, 1.0, "Everything right: scales have nothing to win here; take longer prompts, say"),
         ((0, 0, 0, 0, 0), 20, 1.0, "Nothing right, though it can do easy items"),
         ((0, 0, 0, 0, 0), 20, 0.0, "beyond the model"),
         ((1, 0.3, 0.3, 0.3, 1), 60, 1.0, "Loses the middle: 1.00 at the ends, 0.3"),

@@ -13,12 +13,13 @@ from llama_cpp.llama_cpp import llama_supports_gpu_offload
 from random_models import write_llama
 from typer.testing import CliRunner
 
-from ropebend import LayerScaling, UsageError
+from ropebend import LayerScaling, RopebendError, UsageError
 from ropebend.cli import app
 from ropebend.evaluate import RetrievalEvaluator, Row
 from ropebend.rope_method import RopeMethod
 from ropebend.search import folder as run_folder
 
+TEXT = ["--task", "perplexity", "--text", "t.txt", "--length", "16"]
 NEEDLE = str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf")
 
 
@@ -228,13 +229,42 @@ def test_doctor_leaves_out_the_shift_that_llama_cpp_would_abort_in(tmp_path: Pat
         (["doctor", "bad.json", "--cache-type-k", "foo"], 2, "cache type: expected one of f32, f16"),
         (["doctor", "bad.json"], 1, "not a GGUF file"),
         (["frobnicate"], 2, "No such command"),
+        (["search", NEEDLE, "--seed", "-1"], 2, "'--seed'"),
+        (["demo", "--seed", "-1"], 2, "'--seed'"),
+        (["search", NEEDLE, "--weights", "inf,1,1,1,1"], 2, "--weights: expected numbers of 0 or more"),
+        (["search", NEEDLE, *TEXT, "--depths", "0,1"], 2, "--depths has no effect: a text has no depths"),
+        (["search", NEEDLE, *TEXT, "--weights", "1,1,1,1,1"], 2, "--weights has no effect: a text has no depths"),
+        (["search", NEEDLE, *TEXT, "--worst", "0.5"], 2, "--worst has no effect: a text has no depths"),
+        (["search", NEEDLE, "--also", "kv:keys=3,weight=1,keep=0.1"], 2, "weight has no effect beside keep"),
+        (["search", NEEDLE, "--also", "kv:keys=3,weight=nan"], 2, "weight: expected a number of 0 or more, got nan"),
+        (["search", NEEDLE, "--transfer", "kv:keys=3,weight=2"], 2, "weight and keep have no effect"),
+        (["search", NEEDLE, "-o", "two.json"], 1, "two.json is "),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, args: list[str], code: int, message: str) -> None:
+def test_mistakes_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], code: int, message: str
+) -> None:
+    """In this process, where a command that takes a second to start takes none."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.json").write_text("nothing")
     (tmp_path / "two.json").write_text("[1, 2]")
+    (tmp_path / "t.txt").write_text("One day. " * 30)
     LayerScaling((1.0,) * 6, rope=RopeMethod("yarn", 2.0)).save(tmp_path / "yarn.json")
-    assert message in " ".join(ropebend(*args, cwd=tmp_path, code=code).stderr.split())
+    before = sorted(tmp_path.iterdir())
+    result = CliRunner().invoke(app, args)
+    if isinstance(result.exception, RopebendError):
+        assert (result.exception.exit_code, message in " ".join(str(result.exception).split())) == (code, True)
+    else:
+        assert isinstance(result.exception, SystemExit), result.exception
+        assert result.exit_code == code
+        assert message in " ".join(result.output.split())
+    left = [p for p in sorted(tmp_path.iterdir()) if p not in before]
+    assert all(p.is_dir() and not any(p.iterdir()) for p in left)  # nothing that is in the way of the next
+
+
+def test_a_mistake_ends_the_program_without_a_traceback(tmp_path: Path) -> None:
+    run = ropebend("search", NEEDLE, "--budget", "5x", cwd=tmp_path, code=2)
+    assert run.stderr.startswith("error: budget: expected evaluations")
 
 
 def test_a_search_that_cannot_begin_is_not_in_the_way_of_the_next(tmp_path: Path) -> None:
