@@ -253,7 +253,7 @@ def test_mistakes_are_named(
     before = sorted(tmp_path.iterdir())
     result = CliRunner().invoke(app, args)
     if isinstance(result.exception, RopebendError):
-        assert (result.exception.exit_code, message in " ".join(str(result.exception).split())) == (code, True)
+        assert (result.exception.exit_code, message in " ".join(f"error: {result.exception}".split())) == (code, True)
     else:
         assert isinstance(result.exception, SystemExit), result.exception
         assert result.exit_code == code
