@@ -180,7 +180,7 @@ def search_command(
         try:
             outcome = search_with_progress(part, spec)
         except DoesNotFit as e:
-            raise UsageError(f"{e}:\n  {_again(sys.argv[1:], e.budget)}") from None
+            raise UsageError(f"{e}\n  {_again(sys.argv[1:], e.budget)}") from None
         outcomes.append(outcome)
         print_outcome(outcome)
         print(f"\nwrote {part / 'factors.json'} and {part / 'report.html'}")

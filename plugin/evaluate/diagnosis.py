@@ -28,7 +28,7 @@ def diagnosis(task: Task, result: Evaluation, easy: float | None = None) -> str:
     if recites(task, result):
         return (
             "It recites: mostly the same answer whatever is asked, so this is no retrieval; take an easier task"
-            f"{_size(task, 0.5, ' or ')}."
+            f"{other_size(task, 0.5, ' or ')}."
         )
     if result.mean <= NEARLY and high < WIDE:
         if easy == 0:
@@ -36,12 +36,12 @@ def diagnosis(task: Task, result: Evaluation, easy: float | None = None) -> str:
                 "Nothing right, and not on the easy items either: this task is beyond the model; take another --task."
             )
         known = "though it can do easy items" if easy else "at this length"
-        shorter = _size(task, 0.5, ", say ")
+        shorter = other_size(task, 0.5, ", say ")
         return f"Nothing right, {known}: a search would find nothing to go by; take shorter prompts{shorter}."
     if high - low > WIDE or result.n_items < 3:
         return f"Too few items to tell: between {low:.0%} and {high:.0%}."
     if result.mean >= 1 - NEARLY:
-        return f"Everything right: scales have nothing to win here; take longer prompts{_size(task, 2, ', say ')}."
+        return f"Everything right: scales have nothing to win here; take longer prompts{other_size(task, 2, ', say ')}."
     return f"{_by_depth(result)}; a search may help."
 
 
@@ -73,7 +73,7 @@ def _by_depth(result: RetrievalEvaluation) -> str:
     return f"Much the same at every depth: {result.mean:.2f}"
 
 
-def _size(task: Task, factor: float, before: str) -> str:
+def other_size(task: Task, factor: float, before: str) -> str:
     """Another size of the same task, as a flag."""
     config = task.config()
     name = next((s for s in SIZES if isinstance(config.get(s), int)), None)

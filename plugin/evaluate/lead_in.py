@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,8 @@ from ropebend.evaluate.prompts import Prompts
 from ropebend.tasks.task import Question, RetrievalTask
 
 CANDIDATES = (' "', " ", '"', "\n", "")
-N_ITEMS = 2  # easy ones
-KEPT = 3  # candidates after the first question
+KEPT = (3, 2, 1)  # candidates after each question
+N_TALKS = 2  # times that a model which has no candidate right may say its own
 MAX_LENGTH = 40  # characters of a lead-in of the model's own
 MORE_TOKENS = 24  # beyond those of the answer, in which it may say it
 
@@ -32,10 +33,15 @@ class LeadIn:
     easy: float
 
 
-def find_lead_in(context: Context, task: RetrievalTask) -> LeadIn:
-    """Measure the candidates on the task's easy items, under the scales that are set.  Forgets every sequence."""
-    items = [task.easy_item(i).questions for i in range(N_ITEMS)]
-    questions = [(q, items[1 - i][0].prompt) for i in range(N_ITEMS) for q in items[i]]
+def find_lead_in(context: Context, task: RetrievalTask, *, rolls_back: bool) -> LeadIn:
+    """Measure the candidates on the task's easy items, under the scales that are set.  Forgets every sequence.
+
+    rolls_back  whether the end of a sequence can be removed, so that two questions share what they begin with
+    """
+    first_item, second_item = (task.easy_item(i).questions for i in range(2))
+    questions = [(q, second_item[0].prompt) for q in first_item[:2]] + [(second_item[0], first_item[0].prompt)]
+    cached: list[int] = []
+    context.clear()
     known = all(q.expected is not None for q, _ in questions)  # it is known what comes next
     candidates = [""] if known else list(CANDIDATES)
     logprob: dict[str, float] = dict.fromkeys(candidates, 0.0)
@@ -43,17 +49,20 @@ def find_lead_in(context: Context, task: RetrievalTask) -> LeadIn:
     own: dict[str, int] = {}
     said: list[bool] = []  # it says the answer anyhow
     for number, (q, other) in enumerate(questions):
-        first = _prefill(context, q)
+        first = _prefill(context, q, cached if rolls_back else [])
+        cached = Prompts(context.model)(q.prompt, q.prefix)
         for c in candidates:
             value, greedy = _forced(context, q, c, first)
             logprob[c] += value
             certain[c].append(greedy)
-        if number == 0:
-            candidates = sorted(candidates, key=lambda c: -logprob[c])[:KEPT]
+        candidates = sorted(candidates, key=lambda c: -logprob[c])[: KEPT[number]]
         if any(certain[c][-1] for c in candidates):
             said.append(True)
             continue
-        text = _greedy(context, q, first)
+        if said.count(False) == N_TALKS:
+            said.append(False)
+            continue
+        text = _greedy(context, task, q, first)
         start = text.lower().find(q.answers[0].lower())
         said.append(task.is_right(text, q))
         if start >= 0 and may_lead(text[:start], q, other):
@@ -63,7 +72,7 @@ def find_lead_in(context: Context, task: RetrievalTask) -> LeadIn:
     if mine is not None and mine not in CANDIDATES and not known:
         total = 0.0
         for q, _ in questions:
-            total += _forced(context, q, mine, _prefill(context, q))[0]
+            total += _forced(context, q, mine, _prefill(context, q, []))[0]
         if total > logprob[best]:
             best = mine
     context.clear()
@@ -76,10 +85,16 @@ def may_lead(text: str, question: Question, other: str) -> bool:
     return len(text) <= MAX_LENGTH and not any(w in question.prompt.lower() for w in words - elsewhere)
 
 
-def _prefill(context: Context, q: Question) -> npt.NDArray[np.float32]:
-    """The prompt alone in sequence 0; logits of what comes next, [n_vocab]."""
-    context.clear()
-    context.decode(Prompts(context.model)(q.prompt, q.prefix), 0)
+def _prefill(context: Context, q: Question, cached: list[int]) -> npt.NDArray[np.float32]:
+    """The prompt alone in sequence 0, where `cached` is; logits of what comes next, [n_vocab]."""
+    tokens = Prompts(context.model)(q.prompt, q.prefix)
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(tokens[:-1], cached, strict=False))
+    n_shared = sum(1 for _ in same)
+    if n_shared:
+        context.seq_rm(0, n_shared)
+    else:
+        context.clear()
+    context.decode(tokens[n_shared:], n_shared)
     return context.logits(-1).copy()
 
 
@@ -99,7 +114,7 @@ def _forced(context: Context, q: Question, lead_in: str, first: npt.NDArray[np.f
     return logprob, logits.argmax(axis=1).tolist() == gold
 
 
-def _greedy(context: Context, q: Question, first: npt.NDArray[np.float32]) -> str:
+def _greedy(context: Context, task: RetrievalTask, q: Question, first: npt.NDArray[np.float32]) -> str:
     """What the model says, a little longer than the answer."""
     model = context.model
     pos = len(Prompts(model)(q.prompt, q.prefix))
@@ -112,6 +127,8 @@ def _greedy(context: Context, q: Question, first: npt.NDArray[np.float32]) -> st
         if model.is_eog(token):
             break
         out.append(token)
+        if task.is_settled(model.detokenize(out), q):
+            break
         context.decode([token], pos + len(out) - 1, 1)
         row = context.logits(-1)
     context.seq_rm(1)

@@ -119,7 +119,7 @@ class RetrievalEvaluator(Evaluator):
         super().__init__(model, task, n_items, longest + self._max_answer, context)
         self._batch = Batch(context.n_batch)
         self._rolls_back = context.can_roll_back()
-        found = find_lead_in(context, task)
+        found = find_lead_in(context, task, rolls_back=self._rolls_back)
         self.lead_in, self.easy = found.text, found.easy
 
     def n_to_compute(self, i: int) -> int:

@@ -108,7 +108,7 @@ def fitted(spec: SearchSpec, seconds: float, spent: float) -> SearchSpec:
     raise DoesNotFit(
         f"--budget {spec.budget} is too short: an item takes {seconds:.2g} seconds here, so that {spec.budget} hold "
         f"{max(0, int(time / seconds))} measurements, and the least that makes a search takes {_least(found)}; "
-        f"--budget {fits} fits, shorter prompts take less",
+        f"--budget {fits} fits, and shorter prompts take less",
         fits,
     )
 

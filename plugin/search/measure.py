@@ -50,6 +50,7 @@ class Measurer:
         self.n_tokens = 0  # prompt tokens computed for what was asked so far, now or when the log was written
         self.n_measured = 0  # items measured now
         self.lengths: dict[int, int] = {}  # tokens that a sequence of each task may reach
+        self.easy: dict[int, float | None] = {}  # share of each task's easy questions that are answered right
         self._started = time.monotonic() if started is None else started
         self._before = 0.0  # seconds of the run before this resume
         self._replayed = 0.0  # what the clock showed at the last item taken from the log
@@ -136,6 +137,10 @@ class Measurer:
             self.objective.score(r, unscaled) for r in self.rows(candidates, tasks, range(n_items), on_item=on_item)
         ]
 
+    def known(self, task: int) -> list[Row]:
+        """What is known of the unscaled model on a task's first items."""
+        return [row for _, row in sorted(self._memo[None, task, False].items())]
+
     def n_missing(self, candidate: Candidate | None, n_items: int) -> int:
         """Of the first n_items (of all tasks) those that the score still needs."""
         tasks = range(len(self.objective.terms))
@@ -156,6 +161,7 @@ class Measurer:
         self._costs[key[1]].append((done.n_tokens, done.seconds))
         self.n_tokens += done.n_tokens
         self.lengths[key[1]] = done.length
+        self.easy[key[1]] = done.easy
 
     # ---- the log
 

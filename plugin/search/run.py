@@ -14,6 +14,7 @@ import numpy as np
 
 from ropebend.errors import RopebendError
 from ropebend.evaluate import Evaluation, Row
+from ropebend.evaluate.diagnosis import other_size
 from ropebend.model import check_supported
 from ropebend.model_info import ModelInfo
 from ropebend.scaling import LayerScaling
@@ -128,6 +129,7 @@ class _Run:
                 break
         tokens, seconds = (sum(x) for x in zip(*(measurer.cost(t) for t in indices), strict=True))
         seconds /= measurer.executor.n_workers
+        self._check_tasks()
         if self.spec.open is not None:
             self.spec = fitted(self.spec, seconds, measurer.seconds)
             self.settle(self.spec)
@@ -138,6 +140,23 @@ class _Run:
         measurer.executor.on_tokens = self._computed
         self.listener.started(self.spec, cost)
         return cost
+
+    def _check_tasks(self) -> None:
+        """Say so where the model can do nothing, or already does everything, before a search spends hours on it."""
+        for i, term in enumerate(self.measurer.objective.terms):
+            if not isinstance(term.task, RetrievalTask) or term.keep is not None:
+                continue
+            n = len(self.measurer.known(i))
+            if self.measurer.easy.get(i) == 0:
+                self.listener.note(
+                    f"warning: {term.task.name}: this model answers none of the easy items: the task is beyond it, and "
+                    "scales cannot help; take another --task"
+                )
+            elif all(all(row.value) for row in self.measurer.known(i)):
+                self.listener.note(
+                    f"warning: {term.task.name}: the unscaled model has all answers of the first {n} items right, so "
+                    f"there may be nothing to win; take longer prompts{other_size(term.task, 2, ', say ')}"
+                )
 
     # ---- how far it is
 
@@ -256,7 +275,7 @@ class _Run:
             self.listener.note(
                 f"warning: no answer is right under any of the first {len(candidates)} sets of scales, and their "
                 f"probabilities move by {np.ptp(logprob):.2f} nats only: the search has nothing to go by. Take "
-                "shorter prompts or an easier task, then --start from what that finds"
+                f"shorter prompts{other_size(self.tasks[0], 0.5, ', say ')} or an easier task, then --start from there"
             )
 
     def _finals(self, found: Found, optimiser: Optimiser) -> None:

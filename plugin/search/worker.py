@@ -31,12 +31,14 @@ class Done:
     n_tokens  prompt tokens that went through the model
     seconds   that it took
     length    tokens that a sequence of the task may reach
+    easy      share of the task's easy questions that the unscaled model answers; None where that is not known
     """
 
     row: Row
     n_tokens: int
     seconds: float
     length: int
+    easy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Worker(Closing):
             evaluator.set_scaling(job.scaling)
             self._set[job.task] = job.scaling
         row = evaluator.measure(job.item, full=job.full)
-        return Done(row, evaluator.n_computed - before, time.monotonic() - started, evaluator.n_tokens)
+        return Done(row, evaluator.n_computed - before, time.monotonic() - started, evaluator.n_tokens, evaluator.easy)
 
     def _computed(self, n_tokens: int, position: int) -> None:
         if self.on_tokens is not None:
