@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Decode speed hooked / unhooked, interleaved: python bench/decode.py [model.gguf]."""
+"""Decode speed hooked (both numbers of each layer set) / unhooked, interleaved: python bench/decode.py [model.gguf]."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ import numpy as np
 import table
 import typer
 
-from ropebend import Context, LayerScaling, Model
+from ropebend import Context, Model, RopeMethod
+from ropebend.plan import stretched
 
 NEEDLE = Path(str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf"))
 
 
 def compare(model: Model, rounds: int, tokens: int, threads: int) -> None:
     """Print the median ratio of the speeds and its spread."""
-    scaling = LayerScaling(tuple(1.0 + 0.1 * (i % 5) for i in range(model.info.n_layer)))
+    n = model.info.n_layer
+    scales, factors = ([1.0 + step * (i % 5) for i in range(n)] for step in (0.1, 0.05))
+    plan = stretched(scales, RopeMethod(), None, factors)
     options: dict[str, Any] = {"n_ctx": tokens + 64, "n_threads": threads}
     with (
-        Context(model, scaling=scaling, **options) as hooked,
+        Context(model, scaling=None, **options) as hooked,
         Context(model, hooked=False, **options) as bare,
     ):
+        hooked.switch_plan(plan)
         speeds: dict[str, list[float]] = {"hooked": [], "unhooked": []}
         for i in range(rounds + 1):
             pair = [("hooked", hooked), ("unhooked", bare)]

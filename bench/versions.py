@@ -98,7 +98,7 @@ def doctor(source: Path, libraries: Path, model: Path) -> str:
     if not (installed / "llama_cpp" / "lib").exists():
         (installed / "llama_cpp" / "lib").symlink_to(libraries)
     env = {**os.environ, "PYTHONPATH": str(installed)}
-    command = [sys.executable, "-m", "ropebend.cli", "doctor", str(model)]
+    command = [sys.executable, "-m", "ropebend.cli", "doctor", "--full", str(model)]
     run = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     return "passes" if run.returncode == 0 else (run.stdout + run.stderr).strip().splitlines()[-1][:120]
 

@@ -105,7 +105,7 @@ static bool read_method(struct reader * r, struct ropebend_file * f) {
     return true;
 }
 
-// [n] float32 in [low, high]; *values is allocated. unscaled: rows of n_layer zeros are allowed, too.
+// [n] float32 in [low, high]; *values is allocated. unscaled: rows of zeros are allowed, too, but for the last plan.
 static bool read_row(struct reader * r, const struct ropebend_file * f, const char * key, const char * what, float low,
                      float high, bool unscaled, float ** values) {
     struct ropebend_metadata_value v;
@@ -132,8 +132,10 @@ static bool read_row(struct reader * r, const struct ropebend_file * f, const ch
     }
     memcpy(*values, v.data, n * sizeof(float));
     for (size_t i = 0; i < n; i++) {
-        const float value = (*values)[i];
-        if (!(value >= low && value <= high) && !(unscaled && is_unscaled(*values + i / f->n_layer * f->n_layer, f))) {
+        const float  value = (*values)[i];
+        const size_t row   = i / f->n_layer;
+        const bool   none  = unscaled && row < f->n_plan - 1 && is_unscaled(*values + row * f->n_layer, f);
+        if (!(value >= low && value <= high) && !none) {
             return FAIL(r, "%s[%zu]: expected a finite %s in [%g, %g], got %g", key, i, what, (double) low,
                         (double) high, (double) value);
         }

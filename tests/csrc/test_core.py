@@ -86,6 +86,10 @@ def test_damaged_metadata_under_sanitizers(tmp_path: Path) -> None:
     assert int(found[2]) > 100  # damage that leaves a file readable, so that values are read, too
 
 
+def test_the_extension_is_for_every_python() -> None:
+    assert _native.__file__.endswith(".abi3.so")
+
+
 def test_layout_is_found_once_and_plausible() -> None:
     at = layout()
     assert layout() is at

@@ -202,6 +202,7 @@ def test_a_model_that_the_program_read_itself(plain: Path, scaled: Path) -> None
         ),
         (PLANS | {"ropebend.layer_scale": [2.0] * 3}, "expected 6 scales, for 2 plans one per block, got 3"),
         (PLANS | {"ropebend.layer_scale": [0.0, 1.0, 1.0] * 2}, "layer_scale[0]: expected a finite scale"),
+        (PLANS | {"ropebend.layer_scale": [1.0] * 3 + [0.0] * 3}, "layer_scale[3]: expected a finite scale"),
         ({"ropebend.version": 2, "ropebend.layer_scale": [0.0] * 3}, "layer_scale[0]: expected a finite scale"),
         ({"ropebend.version": 1, "ropebend.layer_scale": [1.0] * 2}, "expected 3 scales, one per block, got 2"),
         ({"ropebend.version": 1, "ropebend.layer_scale": [1.0, 0.0, 1.0]}, "layer_scale[1]: expected a finite"),

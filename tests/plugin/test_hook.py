@@ -13,6 +13,7 @@ import pytest
 from random_models import SHAPE, weights, write_llama
 
 from ropebend import Context, LayerScaling, Model, RopebendError, RopeMethod
+from ropebend.plan import stretched
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(1, 257, 40)]
 F32 = npt.NDArray[np.float32]
@@ -151,6 +152,51 @@ def test_ntk_against_a_numpy_forward_pass(plain: Model) -> None:
     scaling = LayerScaling(scales, rope=RopeMethod("ntk", factor))
     ours = logits(plain, scaling=scaling, type_k="f32", type_v="f32")
     assert np.abs(ours - reference).max() < 2e-4 * reference.std()
+
+
+def test_attention_factors_against_a_numpy_forward_pass(plain: Model) -> None:
+    """Queries and keys multiplied by a are attention logits multiplied by its square."""
+    scales, factors = (1.0, 2.5, 1.75), (1.2, 0.7, 1.0)
+    w = weights(**SHAPE, seed=0)
+    shape: dict[str, Any] = {
+        "n_head": 4,
+        "n_head_kv": 2,
+        "head_dim": 16,
+        "bases": [10000.0] * 3,
+        "scales": list(scales),
+    }
+    for i, a in enumerate(factors):
+        w[f"blk.{i}.attn_q.weight"] = w[f"blk.{i}.attn_q.weight"] * np.float32(a * a)
+    reference = numpy_llama.logits(w, TOKENS, **shape)
+    plan = stretched(scales, RopeMethod(), None, factors)
+    with open_context(plain, type_k="f32", type_v="f32") as context:
+        context.switch_plan(plan)
+        ours = all_logits(context)
+        assert np.abs(ours - reference).max() < 2e-4 * reference.std()
+        context.switch_plan(stretched(scales, RopeMethod(), None))
+        assert np.abs(all_logits(context) - reference).max() > 2e-2 * reference.std()
+        context.switch_plan(stretched((1.0,) * 3, RopeMethod(), None, (1.0,) * 3))
+        ones = all_logits(context)
+    assert np.array_equal(ones, logits(plain, hooked=False, type_k="f32", type_v="f32"))
+
+
+def test_attention_factors_are_not_applied_again_by_a_k_shift(plain: Model) -> None:
+    with open_context(plain, type_k="f32") as context:
+        context.switch_plan(stretched((1.0, 2.0, 1.5), RopeMethod(), None, (1.5, 0.6, 1.2)))
+        straight = all_logits(context)[-1]
+        context.clear()
+        # the same tokens 7 positions later, then shifted back
+        context.decode(TOKENS[:-1], 7)
+        context.seq_add(0, 0, -1, -7)
+        context.decode(TOKENS[-1:], len(TOKENS) - 1)
+        assert np.abs(context.logits(-1) - straight).max() < 1e-4 * straight.std()
+
+
+def test_attention_factors_tell_plans_apart() -> None:
+    plans = [
+        stretched((1.0, 2.0), RopeMethod(), None, factors) for factors in (None, (1.0, 1.0), (1.0, 1.1), (1.1, 1.0))
+    ]
+    assert len({plan.hash for plan in plans}) == 3
 
 
 def test_scales_multiply_the_linear_factor_of_the_file(tmp_path: Path) -> None:

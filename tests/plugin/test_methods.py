@@ -3,10 +3,12 @@
 The cells of the table in docs/architectures.md.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from architecture_models import write_model
 
@@ -42,9 +44,14 @@ NOT_COMPOSED = {
 }
 
 
-def recorded(model: Model, scaling: LayerScaling | None) -> list[RopeNode]:
+def recorded(
+    model: Model, scaling: LayerScaling | None, attn_factors: npt.NDArray[np.float32] | None = None
+) -> list[RopeNode]:
     options: dict[str, Any] = {"n_ctx": 256, "n_batch": 64, "n_ubatch": 64, "n_threads": 1, "type_k": "f32"}
     with Observed(model, scaling=scaling, **options) as context:
+        if attn_factors is not None:
+            assert context.plan is not None
+            context.switch_plan(dataclasses.replace(context.plan, attn_factor=attn_factors))
         return context.record(TOKENS, True)
 
 
@@ -67,6 +74,26 @@ def test_method(tmp_path: Path, own: str, method: str) -> None:
         assert check.ok, check.detail
         assert check.detail.startswith(f"{5 * n_layer} of {5 * n_layer} rope nodes")
         assert all(node.params != before.params for node, before in zip(nodes, plain, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("own", "method"),
+    [(o, m) for o in OWN for m in ("none", "ntk", "yarn") if m != "yarn" or o not in NOT_COMPOSED],
+)
+def test_attention_factors_multiply_the_magnitude_there_is(tmp_path: Path, own: str, method: str) -> None:
+    architecture, fields = OWN[own]
+    with Model(write_model(tmp_path / "model.gguf", architecture, fields)) as model:
+        n_layer = model.info.n_layer
+        scaling = LayerScaling(tuple(1.25 + 0.5 * i for i in range(n_layer)), rope=METHODS[method])
+        factors = np.array([0.8 + 0.3 * i for i in range(n_layer)], np.float32)
+        plain, scaled, both = (recorded(model, s, f) for s, f in ((None, None), (scaling, None), (scaling, factors)))
+        check = compare_with_numpy("numpy", plain, both, scaling, 256, factors)
+        assert check.ok, check.detail
+        for one, two in zip(scaled, both, strict=True):
+            factor = 1.0 if one.shift else float(factors[one.layer])  # cached keys carry theirs
+            expected = dataclasses.replace(one.params, attn_factor=one.params.attn_factor * factor)
+            assert two.params.attn_factor == pytest.approx(expected.attn_factor, rel=1e-6)
+            assert dataclasses.replace(two.params, attn_factor=expected.attn_factor) == expected
 
 
 def test_dynamic_ntk_follows_the_cells_of_one_sequence(tmp_path: Path) -> None:
