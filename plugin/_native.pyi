@@ -1,6 +1,5 @@
 from typing import Any
 
-__file__: str
 API: tuple[str, ...]
 
 def init(addresses: dict[str, Any]) -> dict[str, int]: ...

@@ -20,7 +20,7 @@ from ropebend.errors import RopebendError
 from ropebend.model import Model, check_supported
 from ropebend.native import layout
 from ropebend.observe import Observed, RopeNode, drop_and_decode_on
-from ropebend.plan import Plan
+from ropebend.plan import Plan, stretched
 from ropebend.reference import rope, rounding, scaled
 from ropebend.rope_method import NO_METHOD, RopeMethod
 from ropebend.scaling import LayerScaling
@@ -115,8 +115,9 @@ class _Examiner:
 
     def plan(self, scaling: LayerScaling, attn_factor: F32 | None = None) -> Plan:
         """The plan of the context that the checks make."""
-        plan = scaling.with_original_context(self.model.info.n_ctx_train).plan(self.options["n_ctx"])
-        return plan if attn_factor is None else dataclasses.replace(plan, attn_factor=attn_factor)
+        scaling = scaling.with_original_context(self.model.info.n_ctx_train)
+        factors = None if attn_factor is None else [float(a) for a in attn_factor]
+        return stretched(scaling.layer_scale, scaling.rope, self.options["n_ctx"], factors)
 
     def record(self, plan: Plan | None, **more: Any) -> list[RopeNode]:
         """The rope nodes of one decode, and of a K-shift."""
