@@ -28,13 +28,13 @@ def is_object(source: str) -> bool:
 
 def properties(schema: Any) -> Mapping[str, Any]:
     """The schemas of an object's properties; none if there are none to find."""
-    found = _resolve(schema, schema).get("properties")
+    found = resolved(schema, schema).get("properties")
     return found if isinstance(found, Mapping) else {}
 
 
 def kinds(schema: Any, root: Any, depth: int = 8) -> frozenset[str]:
     """The types of JSON values that a schema may allow; an integer is a number."""
-    schema = _resolve(schema, root)
+    schema = resolved(schema, root)
     if "const" in schema:
         return frozenset({_kind(schema["const"])})
     if isinstance(schema.get("enum"), list):
@@ -56,7 +56,7 @@ def kinds(schema: Any, root: Any, depth: int = 8) -> frozenset[str]:
     return _EVERY
 
 
-def _resolve(schema: Any, root: Any) -> Mapping[str, Any]:
+def resolved(schema: Any, root: Any) -> Mapping[str, Any]:
     """The schema that a local reference refers to."""
     for _ in range(8):
         if not isinstance(schema, Mapping):

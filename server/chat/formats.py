@@ -1,234 +1,247 @@
-"""Which models write their calls and thoughts in which way: one row a format.
+"""Which models write their calls in which way: one row a format.
 
-What an answer may hold is read for every model (`WAYS`): a call is one only if it names a function there is, so that
-nothing is lost by looking for more.  The format says what is expected of a model: what is asked of it by force, its
-ids, its thinking.  It is found from marks in the chat template, as llama.cpp finds it.
+The format says what is expected of a model: how calls are written that are demanded, their ids, and whether the whole
+answer has a form of its own.  It is found from marks in the chat template, as llama.cpp finds it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ropebend.server.chat import channels
 from ropebend.server.chat.events import mistral_id, openai_id
-from ropebend.server.chat.pythonic import Gemma, Pythonic
-from ropebend.server.chat.tagged import Tagged
-from ropebend.server.chat.ways import (
-    Action,
-    Fenced,
-    JsonCalls,
-    Named,
-    Several,
-    Way,
-    kimi_name,
-)
+from ropebend.server.chat.demanded import Layout, Tags
+from ropebend.server.chat.marks import THINKING
+from ropebend.server.structured.parts import Regex
 
-_QWEN = Tagged(
-    before=("<function=",),
-    name_end=(">",),
-    key="<parameter=",
-    key_end=">",
-    value_end="</parameter>",
-    close=("</function>", "</tool_call>"),
-)
-_SEED = dataclasses.replace(_QWEN, close=("</function>", "</seed:tool_call>"))
-_GLM = Tagged(
-    name_end=("<arg_key>", "</tool_call>", "\n"),
-    keep=("<arg_key>", "</tool_call>"),
-    key="<arg_key>",
-    key_end="</arg_key>",
-    value="<arg_value>",
-    value_end="</arg_value>",
-    close=("</tool_call>",),
-)
-_HUNYUAN = Tagged(
-    before=("<tool_call:opensource>",),
-    name_end=("<tool_sep:opensource>",),
-    key="<arg_key:opensource>",
-    key_end="</arg_key:opensource>",
-    value="<arg_value:opensource>",
-    value_end="</arg_value:opensource>",
-    close=("</tool_call:opensource>",),
-    again=("<tool_call:opensource>",),
-    end=("</tool_calls:opensource>",),
-)
-_DEEPSEEK = Named(
-    before=("<｜tool▁call▁begin｜>", "function<｜tool▁sep｜>"),
-    after=("<｜tool▁sep｜>", "\n", "```"),
-    lead=("```json", "json"),
-    close=("```", "<｜tool▁call▁end｜>"),
-    again=("<｜tool▁call▁begin｜>",),
-    end=("<｜tool▁calls▁end｜>",),
-)
-_KIMI = Named(
-    before=("<|tool_call_begin|>",),
-    after=("<|tool_call_argument_begin|>",),
-    close=("<|tool_call_end|>",),
-    again=("<|tool_call_begin|>",),
-    end=("<|tool_calls_section_end|>",),
-    name=kimi_name,
-)
+_NINE = Regex("[a-zA-Z0-9]{9}")
+_JSON = ('{"name": "{name}", "arguments": ',)
+
+#: Where nothing is known of how a model writes calls: as the server tells it to, where its template knows no tools.
+_PLAIN = Layout(_JSON, ("}",), between="\n")
 
 
-def _invoke(tag: str, end: str, typed: bool = False) -> Tagged:
-    """``<invoke name="f"><parameter name="x">…``; tag: what stands before these words."""
-    return Tagged(
-        before=(f'<{tag}invoke name="',),
-        name_end=('">',),
-        key=f'<{tag}parameter name="',
-        key_end='"' if typed else '">',
-        typed=typed,
-        value_end=f"</{tag}parameter>",
-        close=(f"</{tag}invoke>",),
-        again=(f'<{tag}invoke name="',),
-        end=(end,),
-    )
+def _marked(mark: str, end: str) -> Layout:
+    """A list of calls between marks."""
+    return Layout(_JSON, ("}",), begin=f"{mark}[", between=", ", end=f"]{end}")
 
 
-#: What announces calls, and how they are then written.
-WAYS: dict[str, Way] = {
-    "<tool_call>": Several((JsonCalls(("</tool_call>",)), _QWEN, _GLM)),
-    "<function=": Several((Named(after=(">",), close=("</function>",)), _QWEN)),
-    "<seed:tool_call>": _SEED,
-    "<minimax:tool_call>": _invoke("", "</minimax:tool_call>"),
-    "<｜DSML｜function_calls>": _invoke("｜DSML｜", "</｜DSML｜function_calls>", typed=True),
-    "<｜DSML｜tool_calls>": _invoke("｜DSML｜", "</｜DSML｜tool_calls>", typed=True),
-    "[TOOL_CALLS]": Several(
-        (JsonCalls(id_last=True), Named(after=("[ARGS]", "{"), id_mark="[CALL_ID]", again=("[TOOL_CALLS]",)))
-    ),
-    "<|python_tag|>": Several((JsonCalls(), Pythonic(listed=False))),
-    "<|tool_call|>": JsonCalls(("<|/tool_call|>",)),
-    "<TOOLCALL>": JsonCalls(("</TOOLCALL>",)),
-    "<tool_calls>": JsonCalls(("</tool_calls>",)),
-    "functools": JsonCalls(),
-    "<|START_ACTION|>": JsonCalls(("<|END_ACTION|>",)),
-    "Action:": Action(),
-    "<｜tool▁calls▁begin｜>": _DEEPSEEK,
-    "<｜tool▁call▁begin｜>": _DEEPSEEK,
-    "<|tool_calls_section_begin|>": _KIMI,
-    "<|tool_call_begin|>": _KIMI,
-    "<|tool_call>": Gemma(),
-    "<|tools_prefix|>": JsonCalls(("<|tools_suffix|>",), keyed=True),
-    "<|function_call|>": JsonCalls(),
-    "function call<|role_sep|>": JsonCalls(),
-    "<tool_calls:opensource>": _HUNYUAN,
-    "<|tool_call_start|>": Several((Pythonic(close=("<|tool_call_end|>",)), JsonCalls(("<|tool_call_end|>",)))),
-    "```": Fenced(),
-}
+def _invoked(tag: str, begin: str, end: str, types: tuple[str, str] = ("", "")) -> Layout:
+    parameter = Tags(f'<{tag}parameter name="{{key}}"' + ("" if types[0] else ">"), f"</{tag}parameter>\n", types)
+    return Layout((f'<{tag}invoke name="{{name}}">\n',), (f"</{tag}invoke>\n",), begin=begin, end=end, tags=parameter)
 
-#: Calls without a mark: only at the beginning of an answer.
-BARE = Several((JsonCalls(), Pythonic()))
 
-#: What some models put around their answer; none of it belongs to the text.
-WRAPPERS = (
-    "<|START_RESPONSE|>",
-    "<|END_RESPONSE|>",
-    "<|START_TEXT|>",
-    "<|END_TEXT|>",
-    "<|CHATBOT_TOKEN|>",
-    "<|END_OF_TURN_TOKEN|>",
-)
-
-#: Where thinking begins and ends.
-THINKING = (
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<seed:think>", "</seed:think>"),
-    ("<|inner_prefix|>", "<|inner_suffix|>"),
-    ("<|channel>thought", "<channel|>"),
-    ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
-    ("<thinking>", "</thinking>"),
-    ("<reasoning>", "</reasoning>"),
-)
+_SEPARATOR = "<｜tool▁sep｜>"
+_DEEPSEEK_CALLS = {"begin": "<｜tool▁calls▁begin｜>", "end": "<｜tool▁calls▁end｜>"}
 
 
 @dataclass(frozen=True)
 class Format:
     """A row of the table.
 
-    marks     all of these are in the chat template; absent: and none of these
+    marks     all of these are in the chat template
+    layout    how calls are written where they are demanded
     protocol  reads the whole answer, if it is nothing but messages to recipients
     new_id    makes ids of calls
+    wrapped   the answer's text stands in tags (`WRAPPERS`)
     calls_end_thinking  a call ends thinking that was not closed
     """
 
     name: str
     marks: tuple[str, ...]
-    absent: tuple[str, ...] = ()
+    layout: Layout
     protocol: channels.Protocol | None = None
     new_id: Callable[[], str] = openai_id
+    wrapped: bool = False
     calls_end_thinking: bool = False
 
     def fits(self, template: str) -> bool:
         """Whether a model with this chat template writes so."""
-        return all(m in template for m in self.marks) and not any(m in template for m in self.absent)
+        return all(m in template for m in self.marks)
 
 
-GENERIC = Format("generic", ())
+GENERIC = Format("generic", (), _PLAIN)
 
 #: The first that fits a chat template is the model's.
 FORMATS = (
-    Format("harmony", ("<|channel|>", "<|message|>"), protocol=channels.harmony),
-    Format("functionary-3.2", (">>>",), protocol=channels.functionary),
-    Format("kimi-k2", ("<|tool_calls_section_begin|>",), calls_end_thinking=True),
-    Format("deepseek-3.2", ("DSML", "function_calls")),
-    Format("deepseek-4", ("DSML", "tool_calls")),
-    Format("deepseek-r1", ("<｜tool▁call▁begin｜>", "```json")),
-    Format("deepseek-3.1", ("<｜tool▁call▁begin｜>",)),
-    Format("mistral-ids", ("[TOOL_CALLS]", "[CALL_ID]"), new_id=mistral_id),
-    Format("mistral-args", ("[TOOL_CALLS]", "[ARGS]"), new_id=mistral_id),
-    Format("mistral", ("[TOOL_CALLS]",), new_id=mistral_id),
-    Format("command-r7b", ("<|START_ACTION|>",)),
-    Format("command-r-plus", ("Action:", "tool_name")),
-    Format("lfm2", ("<|tool_call_start|>",)),
-    Format("lfm2", ("List of tools: [",)),
-    Format("glm-4.5", ("<arg_key>",), calls_end_thinking=True),
-    Format("seed-oss", ("seed:tool_call",)),
-    Format("minimax-m2", ("minimax:tool_call",)),
-    Format("qwen3-coder", ("<function=", "<parameter="), calls_end_thinking=True),
-    Format("functionary-3.1", ("<function=",)),
-    Format("granite", ("<|tool_call|>", "granite")),
-    Format("granite", ("<|tool_call|>", "<|start_of_role|>")),
-    Format("phi-4-mini", ("<|tool|>",)),
-    Format("nemotron-2", ("<TOOLCALL>",)),
-    Format("apriel", ("<tool_calls>",)),
-    Format("firefunction", ("functools",)),
-    Format("gemma-4", ("<|tool_call>call:",)),
-    Format("apertus", ("<|tools_prefix|>",)),
-    Format("gigachat", ("<|function_call|>",)),
-    Format("gigachat", ("<|role_sep|>", "function call")),
-    Format("hunyuan", ("tool_calls:opensource",)),
-    Format("hunyuan", ("<tool_call", ":opensource")),
-    Format("hermes", ("<tool_call>",)),
-    Format("llama-3", ("<|python_tag|>",)),
-    Format("llama-3", ('"parameters": dictionary of argument name',)),
+    Format(
+        "harmony",
+        ("<|channel|>", "<|message|>"),
+        Layout(
+            ("<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>",),
+            between="<|call|><|start|>assistant",
+            thought=("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
+            answer=("<|channel|>final <|constrain|>json<|message|>", ""),
+        ),
+        protocol=channels.harmony,
+    ),
+    Format(
+        "functionary-3.2",
+        (">>>",),
+        Layout(("{name}\n",), between=">>>", answer=("all\n", "")),
+        protocol=channels.functionary,
+    ),
+    Format(
+        "kimi-k2",
+        ("<|tool_calls_section_begin|>",),
+        Layout(
+            ("<|tool_call_begin|>functions.{name}:", Regex("[0-9]{1,3}"), "<|tool_call_argument_begin|>"),
+            ("<|tool_call_end|>",),
+            begin="<|tool_calls_section_begin|>",
+            end="<|tool_calls_section_end|>",
+        ),
+        calls_end_thinking=True,
+    ),
+    *(
+        Format(
+            name,
+            ("DSML", word),
+            _invoked("｜DSML｜", f"<｜DSML｜{word}>\n", f"</｜DSML｜{word}>", (' string="true">', ' string="false">')),
+        )
+        for name, word in (("deepseek-3.2", "function_calls"), ("deepseek-4", "tool_calls"))
+    ),
+    Format(
+        "deepseek-r1",
+        ("<｜tool▁call▁begin｜>", "```json"),
+        Layout(
+            (f"<｜tool▁call▁begin｜>function{_SEPARATOR}{{name}}\n```json\n",),
+            ("\n```<｜tool▁call▁end｜>",),
+            between="\n",
+            **_DEEPSEEK_CALLS,
+        ),
+    ),
+    Format(
+        "deepseek-3.1",
+        ("<｜tool▁call▁begin｜>",),
+        Layout((f"<｜tool▁call▁begin｜>{{name}}{_SEPARATOR}",), ("<｜tool▁call▁end｜>",), **_DEEPSEEK_CALLS),
+    ),
+    Format(
+        "mistral-ids",
+        ("[TOOL_CALLS]", "[CALL_ID]"),
+        Layout(("[TOOL_CALLS]{name}[CALL_ID]", _NINE, "[ARGS]")),
+        new_id=mistral_id,
+    ),
+    Format("mistral-args", ("[TOOL_CALLS]", "[ARGS]"), Layout(("[TOOL_CALLS]{name}[ARGS]",)), new_id=mistral_id),
+    Format(
+        "mistral",
+        ("[TOOL_CALLS]",),
+        Layout(_JSON, (', "id": "', _NINE, '"}'), begin="[TOOL_CALLS][", between=", ", end="]"),
+        new_id=mistral_id,
+    ),
+    Format(
+        "command-r7b",
+        ("<|START_ACTION|>",),
+        Layout(
+            ('{"tool_call_id": "', Regex("[0-9]{1,2}"), '", "tool_name": "{name}", "parameters": '),
+            ("}",),
+            begin="<|START_ACTION|>[\n    ",
+            between=",\n    ",
+            end="\n]<|END_ACTION|>",
+        ),
+        wrapped=True,
+    ),
+    Format(
+        "command-r-plus",
+        ("Action:", "tool_name"),
+        Layout(
+            ('    {\n        "tool_name": "{name}",\n        "parameters": ',),
+            ("\n    }",),
+            begin="Action: ```json\n[\n",
+            between=",\n",
+            end="\n]```",
+        ),
+        wrapped=True,
+    ),
+    *(
+        Format("lfm2", (mark,), _marked("<|tool_call_start|>", "<|tool_call_end|>"))
+        for mark in ("<|tool_call_start|>", "List of tools: [")
+    ),
+    Format(
+        "glm-4.5",
+        ("<arg_key>",),
+        Layout(
+            ("<tool_call>{name}\n",),
+            ("</tool_call>",),
+            between="\n",
+            tags=Tags("<arg_key>{key}</arg_key>\n<arg_value>", "</arg_value>\n"),
+        ),
+        calls_end_thinking=True,
+    ),
+    Format(
+        "seed-oss",
+        ("seed:tool_call",),
+        Layout(
+            ("<seed:tool_call>\n<function={name}>\n",),
+            ("</function>\n</seed:tool_call>",),
+            between="\n",
+            tags=Tags("<parameter={key}>", "</parameter>\n"),
+        ),
+    ),
+    Format("minimax-m2", ("minimax:tool_call",), _invoked("", "<minimax:tool_call>\n", "</minimax:tool_call>")),
+    Format(
+        "qwen3-coder",
+        ("<function=", "<parameter="),
+        Layout(
+            ("<tool_call>\n<function={name}>\n",),
+            ("</function>\n</tool_call>",),
+            between="\n",
+            tags=Tags("<parameter={key}>\n", "\n</parameter>\n"),
+        ),
+        calls_end_thinking=True,
+    ),
+    Format("functionary-3.1", ("<function=",), Layout(("<function={name}>",), ("</function>",))),
+    Format("granite", ("<|tool_call|>",), _marked("<|tool_call|>", "")),
+    Format("phi-4-mini", ("<|tool|>",), _marked("<|tool_call|>", "<|/tool_call|>")),
+    Format("nemotron-2", ("<TOOLCALL>",), _marked("<TOOLCALL>", "</TOOLCALL>")),
+    Format("apriel", ("<tool_calls>",), _marked("<tool_calls>", "</tool_calls>")),
+    Format("firefunction", ("functools",), _marked(" functools", "")),
+    Format("gemma-4", ("<|tool_call>call:",), _PLAIN),
+    Format(
+        "apertus",
+        ("<|tools_prefix|>",),
+        Layout(('{"{name}": ',), ("}",), begin="<|tools_prefix|>[", between=", ", end="]<|tools_suffix|>"),
+    ),
+    Format("gigachat", ("<|function_call|>",), Layout(('<|function_call|>{"name": "{name}", "arguments": ',), ("}",))),
+    Format(
+        "gigachat",
+        ("<|role_sep|>", "function call"),
+        Layout(('<|message_sep|>\n\nfunction call<|role_sep|>\n{"name": "{name}", "arguments": ',), ("}",)),
+    ),
+    *(
+        Format(
+            "hunyuan",
+            marks,
+            Layout(
+                ("<tool_call:opensource>{name}<tool_sep:opensource>\n",),
+                ("</tool_call:opensource>\n",),
+                begin="<tool_calls:opensource>\n",
+                end="</tool_calls:opensource>",
+                tags=Tags(
+                    "<arg_key:opensource>{key}</arg_key:opensource>\n<arg_value:opensource>",
+                    "</arg_value:opensource>\n",
+                ),
+            ),
+        )
+        for marks in (("tool_calls:opensource",), ("<tool_call", ":opensource"))
+    ),
+    Format(
+        "hermes",
+        ("<tool_call>",),
+        Layout(('<tool_call>\n{"name": "{name}", "arguments": ',), ("}\n</tool_call>",), between="\n"),
+    ),
+    *(
+        Format("llama-3", (mark,), Layout(('{"name": "{name}", "parameters": ',), ("}",), between="; "))
+        for mark in ("<|python_tag|>", '"parameters": dictionary of argument name')
+    ),
 )
+
+
+def thinking_of(template: str | None) -> tuple[str, str] | None:
+    """The tags around thinking that a chat template has; None if it has none."""
+    return next((tags for tags in THINKING if all(tag in (template or "") for tag in tags)), None)
 
 
 def format_of(template: str | None) -> Format:
     """How a model with this chat template writes calls."""
     return next((f for f in FORMATS if f.fits(template or "")), GENERIC)
-
-
-def _literals(value: object) -> Iterator[str]:
-    """The texts in a way's fields."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, tuple):
-        for part in value:
-            yield from _literals(part)
-    elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield from _literals(getattr(value, field.name))
-
-
-#: Names of tokens that a model may write calls and thoughts with: these must reach the parser though they may be
-#: control tokens, which otherwise are no text.
-TOKENS = frozenset(
-    text
-    for text in (*WAYS, *_literals(tuple(WAYS.values())), *_literals(THINKING), *WRAPPERS, *channels.HARMONY_MARKS)
-    if len(text) > 2
-)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ropebend.server.chat.events import Answer, Event, Output
-from ropebend.server.chat.formats import BARE, GENERIC, THINKING, WAYS, WRAPPERS, Format
+from ropebend.server.chat.formats import GENERIC, Format
+from ropebend.server.chat.marks import BARE, THINKING, WAYS, WRAPPERS
 from ropebend.server.chat.reader import Reader, Reading, Stops
 from ropebend.server.chat.ways import Scene
 
@@ -86,7 +87,7 @@ class ChatParser:
             yield from protocol(scene, self._expected.reasoning == "none")
             return
         yield from self._thinking()
-        wrappers = _wrappers(self._expected.format)
+        wrappers = WRAPPERS if self._expected.format.wrapped else ()
         marks = Stops((*_MARKS, *wrappers) if scene.functions else wrappers)
         if scene.functions:
             yield from self._bare()
@@ -144,10 +145,6 @@ class ChatParser:
             say(stop if stop == close else "")
         else:
             out.end_of_thinking()
-
-
-def _wrappers(format: Format) -> tuple[str, ...]:
-    return WRAPPERS if format.name.startswith("command-r") else ()
 
 
 def parse(text: str, expected: Expected, new_id: Callable[[], str] | None = None) -> Answer:

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ropebend.server.chat.events import Answer, mistral_id, openai_id
-from ropebend.server.chat.formats import FORMATS, GENERIC, TOKENS, WAYS, Format, format_of
+from ropebend.server.chat.formats import FORMATS, GENERIC, Format, format_of
+from ropebend.server.chat.marks import TOKENS, WAYS
 from ropebend.server.chat.parser import ChatParser, Expected, opened_by, parse
 
 STRING, INTEGER = {"type": "string"}, {"type": "integer"}
@@ -204,7 +205,7 @@ CALLS: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
     ),
     ("apertus", '<|tools_prefix|>[{"weather": {"city": "Berlin", "days": 2}}, {"time": {}}]<|tools_suffix|>', "", BOTH),
     ("gigachat", 'Hm.<|function_call|>{"name": "weather", "arguments": {"city": "Berlin"}}', "Hm.", BERLIN),
-    ("gigachat", '<|message_sep|>\n\nfunction call<|role_sep|>\n{"name": "weather", "arguments": {"city": "Berlin"}}', "<|message_sep|>", BERLIN),
+    ("gigachat", '<|message_sep|>\n\nfunction call<|role_sep|>\n{"name": "weather", "arguments": {"city": "Berlin"}}', "", BERLIN),
     (
         "hunyuan",
         "<tool_calls:opensource>\n<tool_call:opensource>weather<tool_sep:opensource>\n<arg_key:opensource>city</arg_key:opensource>\n"
