@@ -22,6 +22,7 @@ log = logging.getLogger("ropebend.server")
 
 
 Pooling = Literal["mean", "cls", "last"]
+Reasoning = Literal["none", "deepseek", "auto"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 #: As llama-server: many texts share a step, so that prompts are computed in larger pieces than a search does.
@@ -155,6 +156,13 @@ def serve(
             help="Read control tokens that are written in messages as such: users can then forge others' messages.",
         ),
     ] = False,
+    reasoning_format: Annotated[
+        Reasoning,
+        typer.Option(
+            envvar="ROPEBEND_REASONING_FORMAT",
+            help="Where a model's thinking goes: reasoning_content (deepseek, auto), or none: it stays in the text.",
+        ),
+    ] = "auto",
     queue_size: Annotated[
         int,
         typer.Option(
@@ -206,7 +214,8 @@ def serve(
     )
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
     log.setLevel(log_level.upper())
-    chats = _chats(chat_template, chat_template_file, chat_template_kwargs, prefill_assistant, chat_parse_special)
+    chats = _chats(chat_template, chat_template_file, chat_template_kwargs)
+    chats.prefill, chats.read_control, chats.reasoning = prefill_assistant, chat_parse_special, reasoning_format
     engine = Engine(options, on_failure=lambda: server.end_now(), on_loaded=chats.prepare)
     names = names_of(model, alias or (), any_model)
     app = create_app(engine, keys, names=names, chats=chats, cors_origins=cors_origin or [], max_body=max_body_size)
@@ -214,7 +223,7 @@ def serve(
     run(server, engine, host, port)
 
 
-def _chats(template: str | None, file: Path | None, variables: str | None, prefill: bool, read_control: bool) -> Chats:
+def _chats(template: str | None, file: Path | None, variables: str | None) -> Chats:
     from ropebend.server.chat.chats import Chats, read_template, read_template_file, read_variables
 
     if template is not None and file is not None:
@@ -225,7 +234,7 @@ def _chats(template: str | None, file: Path | None, variables: str | None, prefi
     elif template is not None:
         source, name = read_template(template)
     given = read_variables(variables) if variables else {}
-    return Chats(source, name, variables=given, prefill=prefill, read_control=read_control)
+    return Chats(source, name, variables=given)
 
 
 def _refuse_blank(**given: object) -> None:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from ropebend.errors import RopebendError, UsageError
 from ropebend.server.chat import builtin
+from ropebend.server.chat.formats import format_of
+from ropebend.server.chat.parser import ReasoningFormat
 from ropebend.server.chat.renderer import Renderer
 from ropebend.server.chat.templates import ChatTemplate
 
@@ -49,6 +51,7 @@ class Chats:
     variables     for the template, beside those that it always gets
     prefill       a last message of the assistant is continued, unless the request says otherwise
     read_control  control tokens written in messages are read as such: a user can then forge messages of others
+    reasoning     where the thinking goes, unless the request says otherwise
     """
 
     def __init__(
@@ -59,12 +62,14 @@ class Chats:
         variables: Mapping[str, Any] | None = None,
         prefill: bool = True,
         read_control: bool = False,
+        reasoning: ReasoningFormat = "auto",
     ):
         self._source = source
         self._name = name
         self.variables = dict(variables or {})
         self.prefill = prefill
         self.read_control = read_control
+        self.reasoning: ReasoningFormat = reasoning
         self._lock = threading.Lock()
         self._ready: tuple[ModelFacts, ChatTemplate] | None = None
 
@@ -96,7 +101,8 @@ class Chats:
         else:
             origin = f"none in the model file, {builtin.FALLBACK} instead; see --chat-template"
         tools = "tools are part of it" if shape.tools and shape.calls else "it knows no tools: they are written out"
-        log.info("chat template: %s; %s", origin, tools)
+        format = format_of(self.template(facts).source(with_tools=True)).name
+        log.info("chat template: %s; %s; calls are written as %s", origin, tools, format)
 
 
 def read_template(given: str) -> tuple[str, str]:

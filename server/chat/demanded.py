@@ -66,7 +66,7 @@ def calls(layout: Layout, functions: Sequence[Function], several: bool) -> Part:
     return Seq((Text(layout.begin), body, Text(layout.end)))
 
 
-def after_thinking(part: Part, opened: str, tags: tuple[str, str] | None, layout: Layout) -> Part:
+def after_thinking(part: Part, opened: str, tags: tuple[str, str] | None) -> Part:
     """The part, after thinking if there is any.
 
     opened  the prompt has opened the thinking
@@ -74,7 +74,7 @@ def after_thinking(part: Part, opened: str, tags: tuple[str, str] | None, layout
     """
     if tags is None:
         return part
-    begin, end = layout.thought or tags
+    begin, end = tags
     if opened:
         return Seq((Until(end), _BLANK, part))
     return Choice((Seq((Text(begin), Until(end), _BLANK, part)), part))

@@ -33,7 +33,7 @@ def _invoked(tag: str, begin: str, end: str, types: tuple[str, str] = ("", "")) 
 
 
 _SEPARATOR = "<｜tool▁sep｜>"
-_DEEPSEEK_CALLS = {"begin": "<｜tool▁calls▁begin｜>", "end": "<｜tool▁calls▁end｜>"}
+_CALLS_BEGIN, _CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,19 @@ FORMATS = (
             (f"<｜tool▁call▁begin｜>function{_SEPARATOR}{{name}}\n```json\n",),
             ("\n```<｜tool▁call▁end｜>",),
             between="\n",
-            **_DEEPSEEK_CALLS,
+            begin=_CALLS_BEGIN,
+            end=_CALLS_END,
         ),
     ),
     Format(
         "deepseek-3.1",
         ("<｜tool▁call▁begin｜>",),
-        Layout((f"<｜tool▁call▁begin｜>{{name}}{_SEPARATOR}",), ("<｜tool▁call▁end｜>",), **_DEEPSEEK_CALLS),
+        Layout(
+            (f"<｜tool▁call▁begin｜>{{name}}{_SEPARATOR}",),
+            ("<｜tool▁call▁end｜>",),
+            begin=_CALLS_BEGIN,
+            end=_CALLS_END,
+        ),
     ),
     Format(
         "mistral-ids",

@@ -35,13 +35,23 @@ class Expected:
     opened: str = ""
 
 
-def opened_by(prompt: str) -> str:
-    """The end of a prompt from where it opens the thinking; "" if it ends otherwise."""
+def opened_by(prompt: str, inside: bool = False) -> str:
+    """The end of a prompt from where it opens the thinking; "" if it ends otherwise.
+
+    inside: the prompt ends within thinking, if it has any
+    """
     bare = prompt.rstrip()
-    for tag, _ in THINKING:
+    for tag, end in THINKING:
+        if inside and (at := prompt.rfind(tag)) > prompt.rfind(end):
+            return prompt[at:]
         if bare.endswith(tag):
             return prompt[len(bare) - len(tag) :]
     return ""
+
+
+def ends_thinking(prompt: str) -> bool:
+    """Whether a prompt ends with the end of thinking, which then is over before it began."""
+    return prompt.rstrip().endswith(tuple(end for _, end in THINKING))
 
 
 class ChatParser:
@@ -119,7 +129,7 @@ class ChatParser:
         opened = self._expected.opened
         place = r.at
         if opened:
-            tag = opened.rstrip()
+            tag = next(tag for tag, _ in THINKING if opened.startswith(tag))
         else:
             yield from r.space()
             tag = yield from r.take_any(tag for tag, _ in THINKING)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,7 +28,7 @@ class Generation:
     echo          the answer begins with the prompt, with its log-probabilities if they are asked for
     text          what `prompt` is the tokens of; None if it never was a text
     scaled        False: run under the model's own rope, whatever scales are in effect
-    show_control  control tokens appear in the text by their names
+    control       control tokens that appear in the text, by their names
     """
 
     prompt: Sequence[int]
@@ -39,7 +39,7 @@ class Generation:
     echo: bool = False
     text: str | None = None
     scaled: bool = True
-    show_control: bool = False
+    control: Collection[str] = ()
 
     @property
     def n_max(self) -> int:

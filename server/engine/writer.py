@@ -138,7 +138,7 @@ class TextWriter:
         if g.n_logprobs is not None:
             offset = len(self._prompt_text) + text.n_decoded
             self._untold.append(token_logprob(self._model, token, logits, g.n_logprobs, offset))
-        piece = self._model.piece(token, special=g.show_control)
+        piece = self._piece(token)
         if piece or not g.stop:
             self._ready += text.feed(piece)
         else:  # a control token: a stop string may name it
@@ -152,6 +152,15 @@ class TextWriter:
         if self.submission.stream:
             self._tell(everything=False)
         return True
+
+    def _piece(self, token: int) -> bytes:
+        """The text of a token; of a control token its name if the request asks for that."""
+        piece = self._model.piece(token)
+        if not piece and self.request.control:
+            name = self._model.piece(token, special=True)
+            if name.decode(errors="replace") in self.request.control:
+                return name
+        return piece
 
     def _tell(self, everything: bool) -> None:
         told = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -9,8 +10,12 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ropebend.server.chat.forced import forced_calls
-from ropebend.server.chat.tool_calls import HERMES_TAGS
+from ropebend.server.chat import demanded
+from ropebend.server.chat.demanded import Layout
+from ropebend.server.chat.formats import format_of, thinking_of
+from ropebend.server.chat.marks import TOKENS
+from ropebend.server.chat.parser import Expected, ReasoningFormat, ends_thinking
+from ropebend.server.engine import Generation
 from ropebend.server.openai.bodies import Body, Int, Text
 from ropebend.server.openai.chat_answers import ChatForm
 from ropebend.server.openai.constraining import compiled, of_body
@@ -26,11 +31,18 @@ from ropebend.server.openai.messages import FunctionName, Tool
 from ropebend.server.openai.neutral import CHAT
 from ropebend.server.openai.prompts import check_length
 from ropebend.server.openai.serving import Served, Serving
-from ropebend.server.openai.templating import ChatBody, prompt_of, template_of, tokens_of
-from ropebend.server.structured.constraints import Constraint
-from ropebend.server.structured.parts import Json
+from ropebend.server.openai.templating import (
+    ChatBody,
+    opened_thinking,
+    prompt_of,
+    template_of,
+    tokens_of,
+    variables_of,
+)
+from ropebend.server.structured.parts import Choice, Json, Part
 
 router = APIRouter()
+
 
 
 def _not_zero(value: Any) -> Any:
@@ -97,12 +109,28 @@ class ChatRequest(GenerationBody, ChatBody):
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_format: ReasoningFormat | None = None
 
 
 @router.post("/v1/chat/completions", responses=STREAMED)
 @router.post("/chat/completions", include_in_schema=False)
 async def chat_completions(request: Request, body: ChatRequest, serving: Served) -> Response:
     """Answer a chat."""
+    ready = await prepared(body, serving)
+    return await respond(request, serving, body, ready.wanted, ready.n_prompt, ChatForm(ready.expected))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A chat for the engine.  expected: what the texts may hold."""
+
+    wanted: list[Generation]
+    n_prompt: int
+    expected: Expected
+
+
+async def prepared(body: ChatRequest, serving: Serving) -> Prepared:
+    """What to generate for a chat.  ApiError 400 if that cannot be done."""
     facts = serving.facts
     scaled = serving.is_scaled(body.model)
     if body.max_tokens is not None and body.max_completion_tokens is not None:
@@ -110,19 +138,37 @@ async def chat_completions(request: Request, body: ChatRequest, serving: Served)
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs: expected only together with logprobs: true", param="top_logprobs")
     tools, forced = _tools(body)
-    prompt = await run_in_threadpool(lambda: tokens_of(prompt_of(body, tools, serving), serving))
+    prompt = await run_in_threadpool(prompt_of, body, tools, serving)
+    tokens = await run_in_threadpool(tokens_of, prompt, serving)
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     if asked is None or asked == -1:
-        check_length(len(prompt), 1, facts, "messages")
-        max_tokens = facts.n_ctx - len(prompt)
+        check_length(len(tokens), 1, facts, "messages")
+        max_tokens = facts.n_ctx - len(tokens)
     else:
-        check_length(len(prompt), asked, facts, "messages")
+        check_length(len(tokens), asked, facts, "messages")
         max_tokens = asked
     n_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    constraint = await run_in_threadpool(_constraint, body, tools if forced else [], serving)
-    wanted = generations(body, [prompt], max_tokens, n_logprobs, serving, scaled, constraint, show_control=bool(tools))
-    form = ChatForm([t.function.name for t in tools], body.parallel_tool_calls is not False)
-    return await respond(request, serving, body, wanted, len(prompt), form)
+    expected = Expected(
+        format_of(template_of(serving).source(with_tools=bool(tools))),
+        {t.function.name: t.function.parameters for t in tools},
+        body.parallel_tool_calls is not False,
+        body.reasoning_format or serving.chats.reasoning,
+        opened_thinking(body, prompt, serving.chats),
+    )
+    layout = expected.format.layout
+    part, param = _demanded(body, layout, tools, forced)
+    if part is not None:
+        tags = layout.thought or thinking_of(template_of(serving).source(with_tools=bool(tools)))
+        off = variables_of(body, serving.chats).get("enable_thinking") is False
+        if expected.reasoning == "none" or (off and not expected.opened) or ends_thinking(prompt.text):
+            tags = None  # there is no place for it
+            expected = replace(expected, opened="")
+        part = demanded.after_thinking(part, expected.opened, tags)
+        constraint = await run_in_threadpool(compiled, part, param, serving.engine)
+    else:
+        constraint = await run_in_threadpool(of_body, body.grammar, body.json_schema, serving.engine)
+    wanted = generations(body, [tokens], max_tokens, n_logprobs, serving, scaled, constraint, control=TOKENS)
+    return Prepared(wanted, len(tokens), expected)
 
 
 def _tools(body: ChatRequest) -> tuple[list[Tool], bool]:
@@ -141,23 +187,31 @@ def _tools(body: ChatRequest) -> tuple[list[Tool], bool]:
     return tools, choice == "required"
 
 
-def _constraint(body: ChatRequest, forced: list[Tool], serving: Serving) -> Constraint | None:
-    """What the answer must follow, from whichever parameter says so.  Blocks."""
-    wanted, engine = body.response_format, serving.engine
+def _demanded(body: ChatRequest, layout: Layout, tools: list[Tool], forced: bool) -> tuple[Part | None, str]:
+    """What the answer must be in the model's way of writing, and the parameter that says so."""
+    wanted = body.response_format
     if wanted is not None and wanted.type == "text":
         wanted = None
-    if sum((wanted is not None, bool(forced), bool(body.grammar), body.json_schema is not None)) > 1:
+    if sum((wanted is not None, forced, bool(body.grammar), body.json_schema is not None)) > 1:
         message = "response_format, tool_choice, grammar and json_schema: expected only one of them"
         raise ApiError(400, message, param="json_schema" if body.json_schema is not None else "grammar")
+    several = body.parallel_tool_calls is not False
+    calls = demanded.calls(layout, [_function(t) for t in tools], several) if tools else None
     if forced:
-        tags = HERMES_TAGS if HERMES_TAGS[0].strip() in template_of(serving).source(True) else ("", "")
-        functions = [(f.name, f.parameters, f.strict is not False) for f in (t.function for t in forced)]
-        return compiled(forced_calls(functions, tags, body.parallel_tool_calls is not False), "tools", engine)
+        return calls, "tools"
     if wanted is None:
-        return of_body(body.grammar, body.json_schema, engine)
+        return None, ""
+    param = "response_format"
     if wanted.type == "json_object":
-        return compiled(Json(wanted.schema_ or {"type": "object"}), "response_format", engine)
-    param = "response_format.json_schema"
-    if wanted.json_schema is None:
-        raise ApiError(400, f"Missing required parameter: {param}", param=param, code="missing_required_parameter")
-    return compiled(Json(wanted.json_schema.schema_, wanted.json_schema.strict is not False), param, engine)
+        part = demanded.answer(layout, Json(wanted.schema_ or {"type": "object"}))
+    else:
+        param = "response_format.json_schema"
+        if wanted.json_schema is None:
+            raise ApiError(400, f"Missing required parameter: {param}", param=param, code="missing_required_parameter")
+        schema = Json(wanted.json_schema.schema_, wanted.json_schema.strict is not False)
+        part = demanded.answer(layout, schema)
+    return (Choice((part, calls)) if calls is not None else part), param
+
+
+def _function(tool: Tool) -> demanded.Function:
+    return demanded.Function(tool.function.name, tool.function.parameters, tool.function.strict is not False)

@@ -1,14 +1,14 @@
-"""Answers of chats: messages with their tool calls, whole or in chunks."""
+"""Answers of chats: messages with their thinking and tool calls, whole or in chunks."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel
 
-from ropebend.server.chat.tool_calls import ToolStream
+from ropebend.server.chat.events import CallArguments, CallBegin, Content, Event, Reasoning
+from ropebend.server.chat.parser import ChatParser, Expected, parse
 from ropebend.server.engine import TokenLogprob
 from ropebend.server.openai.answering import AnswerKind, FinishReason, token_name
 
@@ -42,20 +42,36 @@ class FunctionCall(BaseModel):
 
 
 class ToolCall(BaseModel):
-    """A call of a tool that the model asks for; with an index when streamed."""
+    """A call of a tool that the model asks for."""
 
-    index: int | None = None
     id: str
     type: Literal["function"]
     function: FunctionCall
 
 
+class FunctionDelta(BaseModel):
+    """What a chunk adds to the function of a call; the first of a call has its name."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(BaseModel):
+    """What a chunk adds to call `index`; the first of a call has its id."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class ChatMessage(BaseModel):
-    """A whole answer."""
+    """A whole answer.  reasoning_content: what the model thought before it answered."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
 
 
@@ -73,7 +89,8 @@ class ChatDelta(BaseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(BaseModel):
@@ -86,68 +103,71 @@ class ChatChunkChoice(BaseModel):
 
 
 class ChatForm:
-    """Answers of /v1/chat/completions.
-
-    tool_names: functions whose calls are to be recognised; several: more than one call may be answered
-    """
+    """Answers of /v1/chat/completions.  expected: what they may hold."""
 
     id_prefix = "chatcmpl"
     object: AnswerKind = "chat.completion"
     chunk_object: AnswerKind = "chat.completion.chunk"
 
-    def __init__(self, tool_names: Collection[str] = (), several: bool = True):
-        self._tool_names = tool_names
-        self._several = several
-        self._streams: dict[int, ToolStream] = {}
+    def __init__(self, expected: Expected):
+        self._expected = expected
+        self._parsers: dict[int, ChatParser] = {}
 
     def choice(self, index: int, text: str, tokens: Sequence[TokenLogprob] | None, reason: FinishReason) -> ChatChoice:
         """See `Form`."""
-        content, calls = self._split(index, text, final=True)
-        message = ChatMessage(role="assistant", content=content or None if calls else content, refusal=None)
-        if calls:
-            message.tool_calls = calls
-            reason = "tool_calls"
+        answer = parse(text, self._expected)
+        content = answer.content or None if answer.calls else answer.content
+        message = ChatMessage(role="assistant", content=content, refusal=None)
+        if answer.reasoning:
+            message.reasoning_content = answer.reasoning
+        if answer.calls:
+            message.tool_calls = [
+                ToolCall(id=c.id, type="function", function=FunctionCall(name=c.name, arguments=c.arguments))
+                for c in answer.calls
+            ]
+        reason = _reason(reason, len(answer.calls))
         return ChatChoice(index=index, message=message, logprobs=_chat_logprobs(tokens), finish_reason=reason)
 
     def chunks(
         self, index: int, text: str, tokens: Sequence[TokenLogprob] | None, reason: FinishReason
     ) -> Sequence[ChatChunkChoice]:
         """See `Form`."""
-        text, calls = self._split(index, text, final=reason is not None)
-        out: list[tuple[ChatDelta, ChatLogprobs | None, FinishReason]] = []
-        if text or tokens:
-            out.append((ChatDelta(content=text), _chat_logprobs(tokens), None))
-        if calls:
-            for i, call in enumerate(calls):
-                call.index = i
-            out.append((ChatDelta(tool_calls=calls), None, None))
+        parser = self._parsers.setdefault(index, ChatParser(self._expected))
+        deltas = [_delta(event) for event in parser.feed(text)]
         if reason is not None:
-            out.append((ChatDelta(), None, "tool_calls" if calls else reason))
-        return [ChatChunkChoice(index=index, delta=d, logprobs=lp, finish_reason=r) for d, lp, r in out]
-
-    def _split(self, index: int, text: str, final: bool) -> tuple[str, list[ToolCall]]:
-        """What of a choice's text is certain by now, and with `final` the calls in it."""
-        if not self._tool_names:
-            return text, []
-        stream = self._streams.setdefault(index, ToolStream(self._tool_names))
-        out = stream.feed(text)
-        if not final:
-            return out, []
-        rest, calls = stream.finish()
-        return out + rest, [
-            ToolCall(
-                id=f"call_{uuid.uuid4().hex[:24]}",
-                type="function",
-                function=FunctionCall(name=call.name, arguments=call.arguments),
-            )
-            for call in calls[: None if self._several else 1]
-        ]
+            deltas += [_delta(event) for event in parser.finish()]
+        if tokens and not deltas:
+            deltas = [ChatDelta(content="")]
+        out = [ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=None) for delta in deltas]
+        if out:
+            out[0].logprobs = _chat_logprobs(tokens)
+        if reason is not None:
+            reason = _reason(reason, parser.n_calls)
+            out.append(ChatChunkChoice(index=index, delta=ChatDelta(), logprobs=None, finish_reason=reason))
+        return out
 
     def opening(self, index: int) -> ChatChunkChoice:
         """See `Form`."""
         return ChatChunkChoice(
             index=index, delta=ChatDelta(role="assistant", content=""), logprobs=None, finish_reason=None
         )
+
+
+def _reason(reason: FinishReason, n_calls: int) -> FinishReason:
+    """Why the answer ended; a call that the limit may have cut off is no complete call."""
+    return "tool_calls" if n_calls and reason == "stop" else reason
+
+
+def _delta(event: Event) -> ChatDelta:
+    if isinstance(event, Content):
+        return ChatDelta(content=event.text)
+    if isinstance(event, Reasoning):
+        return ChatDelta(reasoning_content=event.text)
+    if isinstance(event, CallBegin):
+        function = FunctionDelta(name=event.name, arguments="")
+        return ChatDelta(tool_calls=[ToolCallDelta(index=event.index, id=event.id, type="function", function=function)])
+    assert isinstance(event, CallArguments)
+    return ChatDelta(tool_calls=[ToolCallDelta(index=event.index, function=FunctionDelta(arguments=event.text))])
 
 
 def _chat_logprobs(tokens: Sequence[TokenLogprob] | None) -> ChatLogprobs | None:

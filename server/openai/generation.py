@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, ClassVar
 
 from fastapi import Request, Response
@@ -114,11 +114,12 @@ def generations(
     scaled: bool,
     constraint: Constraint | None,
     echo: Sequence[str | None] | None = None,
-    show_control: bool = False,
+    control: Collection[str] = (),
 ) -> list[Generation]:
     """n generations of each prompt, in the order of the answer's choices; the i-th of a prompt has seed + i.
 
-    echo: the texts of the prompts (None of one given as tokens) if the answers begin with them.
+    echo: the texts of the prompts (None of one given as tokens) if the answers begin with them; control: names of
+    control tokens that appear in them.
     """
     facts = serving.facts
     if body.stream_options is not None and body.stream_options.include_usage and not body.stream:
@@ -142,7 +143,7 @@ def generations(
             echo=echo is not None,
             text=text,
             scaled=scaled,
-            show_control=show_control,
+            control=control,
         )
         for prompt, text in zip(prompts, echo or [None] * len(prompts), strict=True)
         for i in range(n)

@@ -124,7 +124,6 @@ GENERATION: dict[str, Rule] = {
     "preserved_tokens": only([]),
     # llama-server: how chats are read
     "parse_tool_calls": only(True),
-    "reasoning_format": only("none", "auto"),
     "reasoning_in_content": only(False),
     "reasoning_control": only(False),
     "reasoning_budget_tokens": only(-1),
@@ -157,6 +156,7 @@ GENERATION: dict[str, Rule] = {
 COMPLETION = {
     **GENERATION,
     "suffix": only(""),
+    "reasoning_format": only("none", "auto"),
     "add_generation_prompt": only(True),
     "continue_final_message": only(False),
 }
@@ -171,7 +171,6 @@ CHAT = {
     "audio": only(),
     "prediction": only(),
     "moderation": only(),
-    "reasoning_effort": only(),
     "verbosity": only("medium"),
     "web_search_options": only(),
 }
@@ -180,7 +179,7 @@ CHAT = {
 APPLIED = {
     **dict.fromkeys((*CHAT, "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p"), ANYTHING),
     **dict.fromkeys(("seed", "stop", "n", "stream", "stream_options", "logprobs", "top_logprobs"), ANYTHING),
-    **dict.fromkeys(("tool_choice", "parallel_tool_calls", "response_format", "grammar"), ANYTHING),
+    **dict.fromkeys(("reasoning_format", "tool_choice", "parallel_tool_calls", "response_format", "grammar"), ANYTHING),
 }
 
 #: Of embeddings.

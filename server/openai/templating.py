@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
+from pydantic import Field
 
 from ropebend.errors import RopebendError
 from ropebend.server.chat.chats import Chats
 from ropebend.server.chat.control import Prompt
+from ropebend.server.chat.parser import opened_by
 from ropebend.server.chat.templates import ChatTemplate
 from ropebend.server.openai.bodies import Body, Text
 from ropebend.server.openai.errors import ApiError
@@ -29,6 +31,7 @@ class ChatBody(Body):
     add_generation_prompt   false: without the beginning of an answer at the end
     continue_final_message  the answer continues the last message: true, or which text of it.  Null: as the server's
                             --prefill-assistant says, if that message is the assistant's
+    reasoning_effort        for templates that know it; none: without thinking
     """
 
     messages: Messages
@@ -36,6 +39,7 @@ class ChatBody(Body):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | Literal["content", "reasoning_content"] | None = None
+    reasoning_effort: Annotated[Text, Field(min_length=1, max_length=64)] | None = None
 
 
 class ApplyRequest(ChatBody):
@@ -74,13 +78,33 @@ def prompt_of(body: ChatBody, tools: list[Tool], serving: Serving) -> Prompt:
         return template.render(
             messages,
             [t.model_dump(exclude_none=True) for t in tools],
-            {**serving.chats.variables, **(body.chat_template_kwargs or {})},
+            variables_of(body, serving.chats),
             add_generation_prompt=body.add_generation_prompt is not False,
             continue_final=continued,
             read_control=serving.chats.read_control,
         )
     except RopebendError as e:
         raise ApiError(400, str(e), param="messages") from None
+
+
+def variables_of(body: ChatBody, chats: Chats) -> dict[str, Any]:
+    """What the template gets beside the messages; what the request says goes before the command line."""
+    variables = {**chats.variables, **(body.chat_template_kwargs or {})}
+    if not isinstance(variables.get("enable_thinking", True), bool):
+        message = f"chat_template_kwargs.enable_thinking: expected true or false, got {variables['enable_thinking']!r}"
+        raise ApiError(400, message, param="chat_template_kwargs", code="invalid_value")
+    if body.reasoning_effort == "none":
+        variables.pop("reasoning_effort", None)
+        variables["enable_thinking"] = False
+    elif body.reasoning_effort is not None:
+        variables["reasoning_effort"] = body.reasoning_effort
+    return variables
+
+
+def opened_thinking(body: ChatBody, prompt: Prompt, chats: Chats) -> str:
+    """The end of the prompt from where it opens the thinking that the answer goes on with; "" if it does not."""
+    inside = _continued(body, body.messages[-1].for_template(), chats) == "reasoning_content"
+    return opened_by(prompt.text, inside)
 
 
 def _continued(body: ChatBody, last: dict[str, Any], chats: Chats) -> Literal["content", "reasoning_content"] | None:

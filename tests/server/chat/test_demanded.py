@@ -89,7 +89,7 @@ def test_what_is_demanded_is_read_back(data: st.DataObject, format: Format, seve
     part: Part = calls(format.layout, functions, several)
     tags = ("<think>", "</think>")
     if thinks and format.name != "functionary-3.2":
-        part = after_thinking(part, "", tags, format.layout)
+        part = after_thinking(part, "", format.layout.thought or tags)
     text = written(part, data.draw)
     found = parse(text, Expected(format, FUNCTIONS))
     assert found.content == ""
@@ -116,7 +116,7 @@ def test_a_demanded_answer_is_all_there_is(data: st.DataObject, format: Format, 
     part = answer(format.layout, Json({"type": "object", "properties": {"a": {"type": "integer"}}}))
     tags = ("<think>", "</think>") if data.draw(st.booleans()) or opened else None
     if format.name != "functionary-3.2":
-        part = after_thinking(part, opened, tags, format.layout)
+        part = after_thinking(part, opened, tags and (format.layout.thought or tags))
     found = parse(written(part, data.draw), Expected(format, opened=opened))
     assert set(json.loads(found.content)) <= {"a"}
 

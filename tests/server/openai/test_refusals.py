@@ -134,7 +134,7 @@ def test_completion_parameters(
         ({"functions": [{}]}, "functions", "only [] is supported"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "only 'text'"),
         ({"modalities": ["text", "audio"]}, "modalities", "only ['text'] is supported"),
-        ({"reasoning_effort": "high"}, "reasoning_effort", "not supported"),
+        ({"reasoning_effort": ""}, "reasoning_effort", "at least 1"),
         ({"prediction": {}}, "prediction", "not supported"),
         ({"top_logprobs": 2}, "top_logprobs", "logprobs: true"),
         ({"logprobs": 2}, "logprobs", "boolean"),

@@ -54,12 +54,15 @@ def ask(request: pytest.FixtureRequest, client: openai.OpenAI) -> Any:
                 [(c.function.name, c.function.arguments) for c in calls],
                 choice.finish_reason,
             )
-        text, streamed, reason = "", {}, ""
+        text, reason = "", ""
+        streamed: dict[int, tuple[str, str]] = {}
         for chunk in client.chat.completions.create(**ASK, **more, stream=True):
             choice = chunk.choices[0]
             text += choice.delta.content or ""
             for c in choice.delta.tool_calls or []:
-                streamed[c.index] = (c.function.name, c.function.arguments)
+                name, arguments = streamed.get(c.index, ("", ""))
+                assert bool(c.id) is bool(c.function.name) is not bool(name)
+                streamed[c.index] = (name + (c.function.name or ""), arguments + c.function.arguments)
             reason = choice.finish_reason or reason
         return text or None, [streamed[i] for i in sorted(streamed)], reason
 
