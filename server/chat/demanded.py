@@ -94,8 +94,9 @@ def _call(layout: Layout, function: Function) -> Part:
     if layout.tags:
         arguments = _tagged(layout.tags, function)
     else:
-        schema = {"type": "object"} if function.schema is None else {"type": "object", **function.schema}
-        arguments = Json(schema, function.strict, f"the tool {function.name!r}")
+        arguments = Json(
+            function.schema or {"type": "object", "properties": {}}, function.strict, f"the tool {function.name!r}"
+        )
     return Seq((*_filled(layout.call, function.name), arguments, *_filled(layout.close, function.name)))
 
 
@@ -109,7 +110,7 @@ def _tagged(tags: Tags, function: Function) -> Part:
     for key, value in known.items():
         one = _parameter(tags, key, value, function)
         parts.append(one if key in wanted else Several(one, least=0, most=1))
-    if "properties" not in resolved(schema, schema):  # nothing is known about them
+    if schema and "properties" not in resolved(schema, schema):  # nothing is known about them
         open_, close = tags.open.split("{key}")
         rest = Seq((Text(close + tags.types[0]), Until(tags.close)))
         parts.append(Several(Seq((Text(open_), Regex(r"[\w.-]{1,64}"), rest)), least=0, most=16))

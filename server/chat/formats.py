@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ropebend.server.chat import channels
-from ropebend.server.chat.events import mistral_id, openai_id
 from ropebend.server.chat.demanded import Layout, Tags
+from ropebend.server.chat.events import mistral_id, openai_id
 from ropebend.server.chat.marks import THINKING
 from ropebend.server.structured.parts import Regex
 

@@ -39,10 +39,10 @@ from ropebend.server.openai.templating import (
     tokens_of,
     variables_of,
 )
+from ropebend.server.structured.constraints import Constraint
 from ropebend.server.structured.parts import Choice, Json, Part
 
 router = APIRouter()
-
 
 
 def _not_zero(value: Any) -> Any:
@@ -157,6 +157,7 @@ async def prepared(body: ChatRequest, serving: Serving) -> Prepared:
     )
     layout = expected.format.layout
     part, param = _demanded(body, layout, tools, forced)
+    constraint: Constraint | None
     if part is not None:
         tags = layout.thought or thinking_of(template_of(serving).source(with_tools=bool(tools)))
         off = variables_of(body, serving.chats).get("enable_thinking") is False

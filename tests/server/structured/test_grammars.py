@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ropebend.model import Model
-from ropebend.server.chat.forced import forced_calls
+from ropebend.server.chat.demanded import Function, calls
+from ropebend.server.chat.formats import FORMATS, GENERIC
 from ropebend.server.structured.constraints import Compiler
 from ropebend.server.structured.parts import (
     Choice,
@@ -30,6 +31,12 @@ from ropebend.server.structured.parts import (
 from ropebend.server.structured.tokens import tokenizer_of
 
 from ..conftest import END, TOKEN
+
+
+def forced_calls(functions: list[tuple[str, Any, bool]]) -> Part:
+    """One call of one of these functions, where nothing is known of how the model writes calls."""
+    return calls(GENERIC.layout, [Function(*f) for f in functions], several=False)
+
 
 Accepts = Callable[[Part | Grammar, str], bool]
 
@@ -83,9 +90,9 @@ def test_a_reference_is_to_the_schema_it_stands_in(accepts: Accepts) -> None:
     schemas = [with_definition({"type": t}) for t in ("integer", "boolean")]
     assert accepts(Json(schemas[0]), '{"p": 5}')
     assert not accepts(Json(schemas[0]), '{"p": {}}')  # that is what the property called P may be
-    calls = forced_calls([(name, schema, True) for name, schema in zip("fg", schemas, strict=True)], ("", ""), False)
+    forced = forced_calls([(name, schema, True) for name, schema in zip("fg", schemas, strict=True)])
     for name, value, right in (("f", "5", True), ("g", "true", True), ("f", "true", False), ("g", "5", False)):
-        assert accepts(calls, f'{{"name": "{name}", "arguments": {{"p": {value}}}}}') is right
+        assert accepts(forced, f'{{"name": "{name}", "arguments": {{"p": {value}}}}}') is right
 
 
 def test_a_schema_may_refer_to_itself(accepts: Accepts) -> None:
@@ -93,9 +100,9 @@ def test_a_schema_may_refer_to_itself(accepts: Accepts) -> None:
     assert accepts(tree, "[[], [[]]]")
     assert not accepts(tree, "[1]")
     whole = {"properties": {"a~/": {"type": "null"}, "b": {"$ref": "#"}, "c": {"$ref": "#/properties/a~0~1"}}}
-    calls = forced_calls([("f", whole, True)], ("", ""), several=False)
-    assert accepts(calls, '{"name": "f", "arguments": {"b": {"c": null}}}')
-    assert not accepts(calls, '{"name": "f", "arguments": {"b": {"c": 1}}}')
+    forced = forced_calls([("f", whole, True)])
+    assert accepts(forced, '{"name": "f", "arguments": {"b": {"c": null}}}')
+    assert not accepts(forced, '{"name": "f", "arguments": {"b": {"c": 1}}}')
 
 
 @pytest.mark.parametrize(
@@ -260,10 +267,10 @@ def test_schemas_that_cannot_be_used(compiler: Compiler, schema: Any, why: str) 
 def test_errors_name_the_tool(compiler: Compiler) -> None:
     functions = [("f", {"properties": {}}, True), ("g", {"properties": {"age": {"uniqueItems": True}}}, True)]
     with pytest.raises(GrammarError, match=r"schema of the tool 'g' cannot be used: 'uniqueItems' at /properties/age"):
-        compiler.compile(forced_calls(functions, ("", ""), False))
+        compiler.compile(forced_calls(functions))
     functions[1] = ("g", {"properties": {"age": {"type": "nothing"}}}, True)
     with pytest.raises(GrammarError, match=r"schema of the tool 'g' cannot be used: .*nothing, at /properties/age"):
-        compiler.compile(forced_calls(functions, ("", ""), False))
+        compiler.compile(forced_calls(functions))
 
 
 def test_what_is_not_strict_is_left_out_and_said(compiler: Compiler, accepts: Accepts) -> None:
@@ -291,19 +298,20 @@ def test_blanks_in_json_come_to_an_end(accepts: Accepts) -> None:
 
 def test_a_tool_without_parameters_gets_none(accepts: Accepts) -> None:
     for schema in (None, {}):
-        calls = forced_calls([("f", schema, True)], ("", ""), several=False)
-        assert accepts(calls, '{"name": "f", "arguments": {}}')
-        assert not accepts(calls, '{"name": "f", "arguments": {"a": 1}}')
+        forced = forced_calls([("f", schema, True)])
+        assert accepts(forced, '{"name": "f", "arguments": {}}')
+        assert not accepts(forced, '{"name": "f", "arguments": {"a": 1}}')
 
 
 def test_hermes_calls_may_follow_each_other(accepts: Accepts) -> None:
-    calls = forced_calls([("f", None, True), ("fg", None, True)], ("<tool_call>\n", "\n</tool_call>"), several=True)
+    (hermes,) = (f for f in FORMATS if f.name == "hermes")
+    forced = calls(hermes.layout, [Function("f", None), Function("fg", None)], several=True)
     one = '<tool_call>\n{"name": "fg", "arguments": {}}\n</tool_call>'
-    assert accepts(calls, one)
-    assert accepts(calls, f"{one}\n{one}")
-    assert not accepts(calls, "")
-    assert not accepts(calls, one + one)
-    assert not accepts(calls, one.replace("fg", "g"))
+    assert accepts(forced, one)
+    assert accepts(forced, f"{one}\n{one}")
+    assert not accepts(forced, "")
+    assert not accepts(forced, one + one)
+    assert not accepts(forced, one.replace("fg", "g"))
 
 
 def test_parts(accepts: Accepts) -> None:
