@@ -35,6 +35,7 @@ def eval_command(
     data: o.Data = None,
     text: o.Text = None,
     protocol: o.Protocol = None,
+    chat: o.Chat = None,
     task_option: o.TaskOption = None,
     depths: Annotated[str | None, typer.Option(help=o.DEPTHS_HELP, show_default=o.DEPTHS)] = None,
     samples: Annotated[
@@ -85,7 +86,7 @@ def eval_command(
     at = o.numbers(o.DEPTHS if depths is None else depths, "--depths", 0, 1)
     options = o.task_options(
         task, seed=f"eval-{1 if seed is None else seed}", depths=at, extra=task_option, keys=keys, length=length,
-        documents=documents, data=data, text=text, protocol=protocol,
+        documents=documents, data=data, text=text, protocol=protocol, chat=chat,
     )  # fmt: skip
     limit = o.seconds(time_limit or (TIME if samples is None else None), "--time")
     if within is None and samples is None:
@@ -136,7 +137,8 @@ def eval_command(
     config = measured.config()
     what = ", ".join(f"{k} {v}" for k, v in config.items() if k not in ("name", "depths", "seed") and v is not None)
     print(f"{info.name}: {measured.name}, up to {report['tokens']} tokens (trained at {info.n_ctx_train})")
-    print(f"{what}; {scales}; {len(rows)} items" + (f", then {stopped}" if stopped else "") + "\n")
+    chat_said = "; in the model's chat template" if report.get("chat") else ""
+    print(f"{what}; {scales}{chat_said}; {len(rows)} items" + (f", then {stopped}" if stopped else "") + "\n")
     print(accuracy_table([(result.measure, result)]))
     if sentence := diagnosis(measured, result, report.get("easy")):
         print(f"\n{sentence}")
@@ -199,7 +201,8 @@ class _Measurement:
                     self.about = {
                         "model": str(model), "task": self.task.config(), "n_ctx_train": loaded.info.n_ctx_train,
                         "tokens": evaluator.n_tokens, "interrupted": i + 1 < self.n_items,
-                        "lead_in": evaluator.lead_in, "easy": evaluator.easy, "versions": versions,
+                        "lead_in": evaluator.lead_in, "chat": evaluator.chat,
+                        "easy": evaluator.easy, "versions": versions,
                         "seconds": round(before + time.monotonic() - self.started, 1),
                     }  # fmt: skip
                     why = self._enough(result)

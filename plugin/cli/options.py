@@ -88,6 +88,13 @@ Protocol = Annotated[
         show_default="shared",
     ),
 ]
+Chat = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat", show_default="where easy items go better with it",
+        help="Put prompts into the model's own chat template.",
+    ),
+]  # fmt: skip
 SEED_HELP = "Seed of everything random."
 Seed = Annotated[int, typer.Option(min=0, help=SEED_HELP)]
 
@@ -235,6 +242,6 @@ def task_options(
             options[name] = read_option(value, kind, name)
         except ValueError:
             wanted = {int: "a whole number", float: "a number"}.get(kind, "numbers separated by slashes")
-            wanted = "tokens, as 8192 or 8k" if name == "length" else wanted
+            wanted = "tokens, as 8192 or 8k" if name == "length" else "true or false" if kind is bool else wanted
             raise UsageError(f"--task-option {name}: expected {wanted}, got {value!r}") from None
     return options

@@ -46,6 +46,7 @@ def search_command(
     data: o.Data = None,
     text: o.Text = None,
     protocol: o.Protocol = None,
+    chat: o.Chat = None,
     task_option: o.TaskOption = None,
     also: Annotated[
         list[str] | None,
@@ -158,7 +159,7 @@ def search_command(
         for each in range(seed, seed + repeat):
             options = o.task_options(
                 task, seed=f"search-{each}", depths=at, extra=task_option, keys=keys, length=length,
-                documents=documents, data=data, text=text, protocol=protocol,
+                documents=documents, data=data, text=text, protocol=protocol, chat=chat,
             )  # fmt: skip
             spec = make_spec(
                 model=str(model), task=task, options=options, also=also, transfer=transfer, method=method,

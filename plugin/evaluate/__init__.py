@@ -11,6 +11,7 @@ from __future__ import annotations
 from ropebend.errors import RopebendError
 from ropebend.evaluate.evaluation import Comparison, Evaluation, RetrievalEvaluation, Row, TextEvaluation
 from ropebend.evaluate.evaluator import Evaluator
+from ropebend.evaluate.lead_in import choose_prompts
 from ropebend.evaluate.perplexity import PerplexityEvaluator
 from ropebend.evaluate.prompts import Prompts
 from ropebend.evaluate.retrieval import Answer, RetrievalEvaluator, greedy_answer
@@ -39,6 +40,9 @@ def open_evaluator(model: Model, task: Task, n_items: int | None, runtime: Runti
     if n_items < 1:
         raise RopebendError("no samples to evaluate")
     if isinstance(task, RetrievalTask):
-        return RetrievalEvaluator(model, task, n_items, runtime)
+        prompts, lead_in = choose_prompts(model, task, runtime)
+        if prompts.chat:
+            task.prepare(prompts)  # the template counts into lengths
+        return RetrievalEvaluator(model, task, n_items, runtime, prompts, lead_in)
     assert isinstance(task, TextTask)
     return PerplexityEvaluator(model, task, n_items, runtime)

@@ -16,12 +16,14 @@ class Evaluator(Closing):
 
     n_tokens    that a sequence may reach
     n_computed  prompt tokens that went through the model so far
+    chat        whether prompts stand in the model's chat template
     lead_in     what this model says before an answer; None for texts
     easy        share of the task's easy questions that it answers right; None where that was not tried
     on_tokens   is told how many prompt tokens a decode has computed, and the position of the first
     """
 
     lead_in: str | None = None
+    chat: bool = False
     easy: float | None = None
 
     def __init__(self, model: Model, task: Task, n_items: int, n_tokens: int, context: Context):

@@ -25,7 +25,7 @@ from ropebend.context import Batch, Context
 from ropebend.errors import RopebendError
 from ropebend.evaluate.evaluation import Row
 from ropebend.evaluate.evaluator import Evaluator
-from ropebend.evaluate.lead_in import find_lead_in
+from ropebend.evaluate.lead_in import LeadIn, find_lead_in
 from ropebend.evaluate.prompts import Prompts
 from ropebend.model import Model
 from ropebend.runtime import Runtime
@@ -105,10 +105,14 @@ class RetrievalEvaluator(Evaluator):
     task: RetrievalTask
     lead_in: str
 
-    def __init__(self, model: Model, task: RetrievalTask, n_items: int, runtime: Runtime):
+    def __init__(
+        self, model: Model, task: RetrievalTask, n_items: int, runtime: Runtime, prompts: Prompts | None = None,
+        lead_in: LeadIn | None = None,
+    ):  # fmt: skip
         self._prompts: dict[int, list[_Prompt]] = {}
         self._n_cached = 0
-        self.prompts = Prompts(model)
+        self.prompts = prompts or Prompts(model)
+        self.chat = self.prompts.chat
         self._max_answer = task.max_answer_tokens or MAX_ANSWER_TOKENS
         longest = task.max_prompt_tokens or _longest(self.prompts, task, n_items)
         n = max(1, len(task.depths))
@@ -119,7 +123,7 @@ class RetrievalEvaluator(Evaluator):
         super().__init__(model, task, n_items, longest + self._max_answer, context)
         self._batch = Batch(context.n_batch)
         self._rolls_back = context.can_roll_back()
-        found = find_lead_in(context, task, rolls_back=self._rolls_back)
+        found = lead_in or find_lead_in(context, task, self.prompts, rolls_back=self._rolls_back)
         self.lead_in, self.easy = found.text, found.easy
 
     def n_to_compute(self, i: int) -> int:
@@ -336,11 +340,12 @@ class RetrievalEvaluator(Evaluator):
 
 
 def greedy_answer(
-    context: Context, question: Question, task: RetrievalTask | None = None, max_tokens: int = MAX_ANSWER_TOKENS
-) -> Answer:
+    context: Context, question: Question, task: RetrievalTask | None = None, max_tokens: int = MAX_ANSWER_TOKENS,
+    prompts: Prompts | None = None,
+) -> Answer:  # fmt: skip
     """The slow road: the whole prompt alone in the cache, then one greedy token after another, no early end."""
     model = context.model
-    tokens = Prompts(model)(question.prompt, question.prefix)
+    tokens = (prompts or Prompts(model))(question.prompt, question.prefix)
     context.clear()
     context.decode(tokens, 0)
     out: list[int] = []

@@ -15,7 +15,7 @@ from ropebend.tasks.longeval import LongEvalLines
 from ropebend.tasks.mdqa import MultiDocumentQA
 from ropebend.tasks.own import guarded, naming, read_maker
 from ropebend.tasks.passkey import Passkey
-from ropebend.tasks.task import Task
+from ropebend.tasks.task import RetrievalTask, Task
 from ropebend.tasks.text import Perplexity
 
 __all__ = ["TASKS", "Task", "make_task", "option_types", "read_length", "read_option", "split_name", "unused_with_data"]
@@ -57,11 +57,15 @@ def option_types(name: str) -> dict[str, type] | None:
         hint = hints[option]
         kinds = getattr(hint, "__args__", (hint,)) if hint != Sequence[float] else (tuple,)
         out[option] = next((kind for kind in (int, float, tuple) if kind in kinds), str)
-    return out
+    return out if made is Perplexity else {**out, "chat": bool}
 
 
 def read_option(text: str, kind: type, name: str = "") -> Any:
     """An option's value from text; depths are separated by slashes, lengths may be written 8k.  Raises ValueError."""
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise ValueError("expected true or false")
+        return text == "true"
     if kind is tuple:
         return [float(part) for part in text.split("/")]
     if name == "length":
@@ -84,10 +88,16 @@ def unused_with_data(name: str, data: str | Path | None) -> set[str]:
 
 
 def make_task(name: str, options: Mapping[str, Any]) -> Task:
-    """The task `name`, or that of a Python file (`….py`), with its options.
+    """The task `name`, or that of a Python file (`….py`), with its options; `chat` is one of every task that asks.
 
     Raises UsageError for a task or an option that does not exist, and where an option is missing.
     """
+    if "chat" in options:
+        task = make_task(name, {k: v for k, v in options.items() if k != "chat"})
+        if not isinstance(task, RetrievalTask):
+            raise UsageError(f"--chat has no effect: task {name} asks nothing")
+        task.chat = options["chat"]
+        return task
     known = option_types(name)
     maker = TASKS[name] if known is not None else read_maker(name)
     parameters = inspect.signature(maker).parameters

@@ -146,4 +146,11 @@ class KVRetrieval(FilledTask):
         """Keys or length, protocol, depths, seed or file."""
         size = {"keys": self.keys} if self.length is None else {"length": self.length}
         source = {"seed": self.seed} if self.data is None else {"data": str(self.data)}
-        return {"name": self.name, **size, "protocol": self.protocol, "depths": list(self.depths), **source}
+        return {
+            "name": self.name,
+            **self.chat_config,
+            **size,
+            "protocol": self.protocol,
+            "depths": list(self.depths),
+            **source,
+        }

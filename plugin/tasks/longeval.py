@@ -124,10 +124,10 @@ class LongEvalLines(FilledTask):
     def config(self) -> dict[str, Any]:
         """Lines or length, protocol, depths, seed or file."""
         if self.data is not None:
-            return {"name": self.name, "protocol": self.protocol, "data": str(self.data)}
+            return {"name": self.name, **self.chat_config, "protocol": self.protocol, "data": str(self.data)}
         size = {"lines": self.n_units} if self.length is None else {"length": self.length}
         depths = {"depths": list(self.depths)} if self.protocol == "shared" else {}
-        return {"name": self.name, **size, "protocol": self.protocol, **depths, "seed": self.seed}
+        return {"name": self.name, **self.chat_config, **size, "protocol": self.protocol, **depths, "seed": self.seed}
 
 
 def _ask(rng: random.Random, n: int, places: dict[float, float]) -> Item:

@@ -149,4 +149,11 @@ class MultiDocumentQA(FilledTask):
     def config(self) -> dict[str, Any]:
         """File, documents or length, depths, seed."""
         size = {"documents": self.n_units} if self.length is None else {"length": self.length}
-        return {"name": self.name, "data": str(self.data), **size, "depths": list(self.depths), "seed": self.seed}
+        return {
+            "name": self.name,
+            **self.chat_config,
+            "data": str(self.data),
+            **size,
+            "depths": list(self.depths),
+            "seed": self.seed,
+        }

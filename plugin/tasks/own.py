@@ -68,6 +68,9 @@ class _Own(Task):
 class _OwnRetrieval(_Own, RetrievalTask):
     inner: RetrievalTask
 
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), **self.chat_config}
+
     def __init__(self, path: str, inner: RetrievalTask):
         super().__init__(path, inner)
         depths = getattr(inner, "depths", None)
@@ -75,6 +78,7 @@ class _OwnRetrieval(_Own, RetrievalTask):
             raise RopebendError(f"{path}: depths is {depths!r:.80}, expected the depths of every item's questions")
         self.depths, self.exact, self.all_answers = tuple(depths), inner.exact, inner.all_answers
         self.value_form, self.max_answer_tokens = inner.value_form, inner.max_answer_tokens
+        self.chat = inner.chat
 
     def item(self, i: int) -> Item:
         with naming(self.path):

@@ -71,7 +71,14 @@ class Passkey(FilledTask):
     def config(self) -> dict[str, Any]:
         """Length, depths, seed, text."""
         text = str(self.text) if self.text is not None else None
-        return {"name": self.name, "length": self.length, "depths": list(self.depths), "seed": self.seed, "text": text}
+        return {
+            "name": self.name,
+            **self.chat_config,
+            "length": self.length,
+            "depths": list(self.depths),
+            "seed": self.seed,
+            "text": text,
+        }
 
 
 def _sentences(text: str) -> list[str]:

@@ -81,6 +81,7 @@ class RetrievalTask(Task):
     all_answers        True: the score is the share of the answers found; False: any of them is enough
     value_form         what a value looks like, where that is known: then the first value the model says is its answer.
                        None: an answer counts wherever it stands among `max_answer_tokens`
+    chat               put the prompts into the model's chat template; None: where its easy items go better so
     max_answer_tokens  how long the model may talk; None: little longer than the expected answer with its lead-in takes
     """
 
@@ -89,11 +90,17 @@ class RetrievalTask(Task):
     all_answers: bool = False
     value_form: re.Pattern[str] | None = None
     max_answer_tokens: int | None = 100
+    chat: bool | None = None
 
     @property
     def max_prompt_tokens(self) -> int | None:
         """What no prompt exceeds, where that is known without making them."""
         return None
+
+    @property
+    def chat_config(self) -> dict[str, Any]:
+        """Its part of `config`."""
+        return {} if self.chat is None else {"chat": self.chat}
 
     def item(self, i: int) -> Item:
         """Item number i; depends on the configuration, the tokeniser and i alone."""

@@ -10,8 +10,8 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
+from ropebend.chat_template import Message
 from ropebend.server.chat import written
-from ropebend.server.chat.renderer import Message
 from ropebend.server.chat.shape import ABSENT, ROLES, Shape
 
 #: What a message that was thought, not said, is called: by OpenAI's compatible servers, by gpt-oss, by OpenRouter.

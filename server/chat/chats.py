@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from ropebend.chat_template import Renderer
 from ropebend.errors import RopebendError, UsageError
 from ropebend.server.chat import builtin
 from ropebend.server.chat.formats import format_of
 from ropebend.server.chat.parser import ReasoningFormat
-from ropebend.server.chat.renderer import Renderer
 from ropebend.server.chat.templates import ChatTemplate
 
 log = logging.getLogger("ropebend.server")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from ropebend.server.chat.renderer import UNDEFINED, Message, Refused, Renderer
+from ropebend.chat_template import UNDEFINED, Message, Refused, Renderer
 
 ROLES = ("system", "user", "assistant", "tool")
 

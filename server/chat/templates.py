@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from ropebend.chat_template import Message, Refused, Renderer
 from ropebend.errors import RopebendError
 from ropebend.server.chat.adapt import REASONING, adapt, text_of
 from ropebend.server.chat.control import ControlTokens, Part, Prompt
-from ropebend.server.chat.renderer import Message, Refused, Renderer
 from ropebend.server.chat.shape import KEY, Shape, probe, probe_tool
 
 Tools = Sequence[dict[str, Any]]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ropebend.server.chat.renderer import Message
+from ropebend.chat_template import Message
 from ropebend.server.chat.shape import KEY, NAME, VALUE, Shape, Way
 
 

@@ -55,4 +55,4 @@ class RulerFile(RetrievalTask):
 
     def config(self) -> dict[str, Any]:
         """The file."""
-        return {"name": self.name, "protocol": "published", "data": str(self.data)}
+        return {"name": self.name, **self.chat_config, "protocol": "published", "data": str(self.data)}

@@ -145,9 +145,8 @@ class NeedlesAnywhere(FilledTask):
         """Length, protocol, depths, seed, text."""
         depths = {"depths": list(self.depths)} if self.protocol == "shared" else {}
         text = {"text": str(self.text)} if self.text is not None else {}
-        return {
-            "name": self.name, "length": self.length, "protocol": self.protocol, **depths, "seed": self.seed, **text,
-        }  # fmt: skip
+        settings = {"length": self.length, "protocol": self.protocol, **depths, "seed": self.seed, **text}
+        return {"name": self.name, **self.chat_config, **settings}
 
     def _rng(self, i: int, part: str = "") -> random.Random:
         return random.Random(f"{self.name}-{self.seed}-{i}{part}")

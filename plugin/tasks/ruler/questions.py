@@ -124,4 +124,4 @@ class Questions(FilledTask):
     def config(self) -> dict[str, Any]:
         """File, length, seed."""
         source = {"data": str(self.data), "seed": self.seed}
-        return {"name": self.name, "length": self.length, "protocol": "published", **source}
+        return {"name": self.name, **self.chat_config, "length": self.length, "protocol": "published", **source}

@@ -68,7 +68,13 @@ class _Words(FilledTask):
 
     def config(self) -> dict[str, Any]:
         """Length, seed."""
-        return {"name": self.name, "length": self.length, "protocol": "published", "seed": self.seed}
+        return {
+            "name": self.name,
+            **self.chat_config,
+            "length": self.length,
+            "protocol": "published",
+            "seed": self.seed,
+        }
 
 
 class CommonWords(_Words):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ropebend.server.chat.renderer import UNDEFINED, Renderer
+from ropebend.chat_template import UNDEFINED, Renderer
 from ropebend.server.chat.shape import ABSENT, Shape, probe
 from ropebend.server.chat.templates import ChatTemplate
 
