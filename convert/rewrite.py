@@ -17,7 +17,9 @@ from ropebend.scaling import LayerScaling
 
 TYPES = {
     gguf_keys.VERSION: GGUFValueType.UINT32,
-    gguf_keys.LAYER_SCALE: GGUFValueType.ARRAY,  # of FLOAT32
+    gguf_keys.PLAN_UP_TO: GGUFValueType.ARRAY,
+    gguf_keys.LAYER_SCALE: GGUFValueType.ARRAY,
+    gguf_keys.LAYER_ATTN_FACTOR: GGUFValueType.ARRAY,
     gguf_keys.METHOD: GGUFValueType.STRING,
     gguf_keys.FACTOR: GGUFValueType.FLOAT32,
     gguf_keys.ORIGINAL_CONTEXT: GGUFValueType.UINT32,
@@ -103,7 +105,8 @@ def encode(key: str, value: Any, order: str = "<") -> bytes:
     if type_ == GGUFValueType.STRING:
         return out + _string(key, value, order)
     if type_ == GGUFValueType.ARRAY:
-        return out + struct.pack(f"{order}IQ{len(value)}f", GGUFValueType.FLOAT32, len(value), *value)
+        item = GGUFValueType.UINT32 if key == gguf_keys.PLAN_UP_TO else GGUFValueType.FLOAT32
+        return out + struct.pack(f"{order}IQ{len(value)}{SCALAR_FORMATS[item]}", item, len(value), *value)
     return out + struct.pack(order + SCALAR_FORMATS[type_], value)
 
 

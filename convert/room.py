@@ -25,7 +25,7 @@ from ropebend.convert.gguf_file import MAX_VALUE_BYTES, GgufFile, KeyValue, pad
 from ropebend.convert.transfer import BLOCK
 
 BEFORE, AFTER, STAND_IN = gguf_keys.ROOM + "before", gguf_keys.ROOM + "after", gguf_keys.ROOM + "{}"
-N_KEYS = 6  # the keys of `gguf_keys`, with stand-ins for those that are missing
+N_KEYS = {1: 6, 2: 8}  # keys of `gguf_keys` by version; those that are missing have stand-ins
 GROWTH = 1024  # bytes by which the keys may grow at least
 SECTOR = 512  # what a disk writes whole or not at all
 
@@ -47,15 +47,16 @@ def with_room(pairs: Mapping[str, bytes], at: int, order: str) -> tuple[bytes, i
     The length is a multiple of BLOCK, so that tensor data keeps its place in the blocks of the file system.
     """
     keys = dict(pairs)
+    n_all = N_KEYS[2 if {gguf_keys.PLAN_UP_TO, gguf_keys.LAYER_ATTN_FACTOR} & keys.keys() else 1]
     before = _array(BEFORE, 1, order)  # its one byte follows
     first = b""
     if (at + len(before) - 8) // SECTOR != (at + len(before) - 1) // SECTOR:  # its count
         first = keys.pop(gguf_keys.VERSION)  # never changes; it moves the count off the border of two sectors
-    n_keys = N_KEYS - (1 if first else 0)
+    n_keys = n_all - (1 if first else 0)
     n_slot = len(_slot(keys, n_keys, 0, order))
     size = pad(len(first) + len(before) + 1 + 2 * (n_slot + GROWTH), BLOCK)
     left = size - len(first) - len(before) - 1 - n_slot
-    return first + before + b"\0" + _slot(keys, n_keys, left, order) + bytes(left), N_KEYS + 2
+    return first + before + b"\0" + _slot(keys, n_keys, left, order) + bytes(left), n_all + 2
 
 
 def plan_edit(source: GgufFile, pairs: Mapping[str, bytes]) -> Edit | None:

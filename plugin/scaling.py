@@ -14,22 +14,36 @@ from ropebend import _native, factors_json, gguf_keys
 from ropebend.errors import RopebendError, ScalesError, named
 from ropebend.files import write_json
 from ropebend.rope_method import NO_METHOD, OWN_METHODS, RopeMethod
-from ropebend.validation import as_f32, check_scales
+from ropebend.validation import UNBOUNDED, as_f32, check_attn_factors, check_scales, check_up_to
 
 if TYPE_CHECKING:
     from ropebend.plan import Plan
 
 
 @dataclass(frozen=True)
-class LayerScaling:
-    """One RoPE scale per layer, with the method it multiplies and where it came from.
+class ShorterPlan:
+    """What sequences take that may reach at most `up_to` tokens; scaling None: they run unscaled, bit for bit."""
 
-    layer_scale     one scale per block, MTP blocks included; always present and authoritative
-    architecture    the GGUF's general.architecture, or None if unknown (a bare list)
-    rope            the extension method underneath
-    control_points  the Bézier curve the scales came from, if any
-    provenance      free JSON: model digest, task, seed, budget, scores, versions
-    extra           unknown keys of factors.json, kept as they were (those inside rope and curve under these names)
+    up_to: int
+    scaling: LayerScaling | None
+
+
+@dataclass(frozen=True)
+class LayerScaling:
+    """Two numbers per layer, with the method they go with and where they came from; other ones for shorter sequences.
+
+    layer_scale          one RoPE scale per block, MTP blocks included; always present and authoritative
+    architecture         the GGUF's general.architecture, or None if unknown (a bare list)
+    rope                 the extension method underneath, the same for every length
+    control_points       the Bézier curve the scales came from, if any
+    provenance           free JSON: model digest, task, seed, budget, scores, versions
+    extra                unknown keys of factors.json, kept as they were (those inside rope and curve under these names)
+    layer_attn_factor    one attention factor per block: it multiplies the rotated part of the layer's queries and keys,
+                         so its attention logits by the square; () means 1 everywhere
+    attn_control_points  the Bézier curve the attention factors came from, if any
+    shorter              plans by length, ascending: a sequence that may reach n tokens takes the first with n <= up_to,
+                         beyond them all this value
+    up_to                tokens that this value itself is meant for, None: no bound
     """
 
     layer_scale: tuple[float, ...]
@@ -38,16 +52,46 @@ class LayerScaling:
     control_points: tuple[tuple[float, float], ...] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    layer_attn_factor: tuple[float, ...] = ()
+    attn_control_points: tuple[tuple[float, float], ...] | None = None
+    shorter: tuple[ShorterPlan, ...] = ()
+    up_to: int | None = None
 
     def __post_init__(self) -> None:
-        check_scales(self.layer_scale, len(self.layer_scale), "layer_scale")
+        n = len(self.layer_scale)
+        check_scales(self.layer_scale, n, "layer_scale")
         object.__setattr__(self, "layer_scale", tuple(as_f32(s) for s in self.layer_scale))
+        factors = self.layer_attn_factor or (1.0,) * n
+        check_attn_factors(factors, n, "layer_attn_factor")
+        object.__setattr__(self, "layer_attn_factor", tuple(as_f32(a) for a in factors))
+        if set(self.layer_attn_factor) == {1.0}:  # then it does nothing, and no file mentions it
+            object.__setattr__(self, "attn_control_points", None)
         self.rope.check()
+        bounds = [p.up_to for p in self.shorter] + ([] if self.up_to is None else [self.up_to])
+        check_up_to(bounds, "plans.up_to")
+        if self.up_to == UNBOUNDED:
+            object.__setattr__(self, "up_to", None)
+        for plan in self.shorter:
+            if plan.scaling is not None:
+                self._check_shorter(plan.up_to, plan.scaling)
+
+    def _check_shorter(self, up_to: int, scaling: LayerScaling) -> None:
+        what = f"the plan up to {up_to} tokens"
+        if scaling.shorter or scaling.up_to is not None:
+            raise ScalesError(f"{what}: has plans by length of its own; expected scales")
+        if scaling.n_layer != self.n_layer:
+            raise ScalesError(f"{what}: expected {self.n_layer} scales, one per block, got {scaling.n_layer}")
+        if scaling.rope != self.rope:
+            raise ScalesError(f"{what}: expected the method of the longest plan, {self.rope}, got {scaling.rope}")
+        if scaling.architecture not in (None, self.architecture):
+            raise ScalesError(f"{what}: was made for {scaling.architecture!r}, the longest for {self.architecture!r}")
 
     @classmethod
     def uniform(cls, scale: float, n_layer: int, **more: Any) -> LayerScaling:
         """The same scale for every layer."""
         return cls((scale,) * n_layer, **more)
+
+    # ---- what it is
 
     @property
     def n_layer(self) -> int:
@@ -55,9 +99,43 @@ class LayerScaling:
         return len(self.layer_scale)
 
     @property
+    def has_plans(self) -> bool:
+        """True if the length of a sequence decides what it runs under (Dynamic-NTK aside)."""
+        return bool(self.shorter) or self.up_to is not None
+
+    @property
+    def has_attn_factors(self) -> bool:
+        """True if some layer, in some plan, has an attention factor other than 1."""
+        parts = [self, *(p.scaling for p in self.shorter if p.scaling is not None)]
+        return any(a != 1.0 for part in parts for a in part.layer_attn_factor)
+
+    @property
+    def version(self) -> int:
+        """The format's version that can hold this: 2 for attention factors or plans by length, else 1."""
+        return 2 if self.has_plans or self.has_attn_factors else 1
+
+    @property
+    def longest(self) -> LayerScaling:
+        """The plan of the longest sequences, alone."""
+        return replace(self, shorter=(), up_to=None) if self.has_plans else self
+
+    def at(self, length: int | None) -> LayerScaling | None:
+        """What a sequence takes that may reach `length` tokens (None: any length); None: it runs unscaled."""
+        for plan in self.shorter:
+            if length is not None and length <= plan.up_to:
+                return plan.scaling
+        return self.longest
+
+    @property
     def is_unscaled(self) -> bool:
         """True if nothing differs from the model without scales."""
-        return self.rope.factor == 1.0 and self.rope.method != "yarn" and set(self.layer_scale) == {1.0}
+        numbers = {*self.layer_scale, *self.layer_attn_factor}
+        parts = [p.scaling for p in self.shorter if p.scaling is not None]
+        return (
+            numbers == {1.0}
+            and (self.rope.factor == 1.0 and self.rope.method != "yarn")
+            and all(part.is_unscaled for part in parts)
+        )
 
     @property
     def is_judged(self) -> bool:
@@ -73,9 +151,12 @@ class LayerScaling:
 
     def __str__(self) -> str:
         """In a few words, for a line of a log or table: "scale 1–1.42, ntk ×2"."""
-        low, high = min(self.layer_scale), max(self.layer_scale)
-        scales = f"{low:.4g}" if low == high else f"{low:.4g}–{high:.4g}"
-        return f"scale {scales}" + (f", {self.rope}" if self.rope.method != "none" else "")
+        words = "scale " + _span(self.layer_scale)
+        if set(self.layer_attn_factor) != {1.0}:
+            words += ", attention factor " + _span(self.layer_attn_factor)
+        plans = [f"up to {p.up_to} tokens {_numbers_of(p.scaling)}" for p in self.shorter]
+        words = "; ".join([*plans, f"beyond {words}"]) if plans else words
+        return words + (f", {self.rope}" if self.rope.method != "none" else "")
 
     def check_model(self, block_count: int, architecture: str, own_method: str = "none") -> None:
         """Raise ScalesError unless these scales fit a model as its metadata describe it.
@@ -89,7 +170,7 @@ class LayerScaling:
             raise ScalesError(
                 f"architecture: the scales were made for {self.architecture!r}, the model is {architecture!r}"
             )
-        check_scales(self.layer_scale, block_count, "layer_scale")
+        check_scales(self.layer_scale, block_count, "layer_scale")  # those of every plan are as many
         if self.rope.method == "yarn" and own_method != "none":
             raise ScalesError(
                 f"rope.method: the model carries {OWN_METHODS.get(own_method, own_method)} already, and YaRN does not "
@@ -99,9 +180,19 @@ class LayerScaling:
     # ---- files
 
     @classmethod
+    def _made_of(cls, fields: Mapping[str, Any]) -> LayerScaling:
+        """From what a file's parser found."""
+        architecture = fields.get("architecture")
+        shorter = tuple(
+            ShorterPlan(up_to, None if part is None else cls(architecture=architecture, **part))
+            for up_to, part in fields.get("shorter", ())
+        )
+        return cls(**{**fields, "shorter": shorter})
+
+    @classmethod
     def from_json(cls, data: Any) -> LayerScaling:
         """Read the parsed JSON of a factors file: an object of format ropebend/1 or a bare list of scales."""
-        return cls(**factors_json.parse(data))
+        return cls._made_of(factors_json.parse(data))
 
     def to_json(self) -> dict[str, Any]:
         """The factors.json object; `from_json` reads it back to an equal value."""
@@ -129,7 +220,7 @@ class LayerScaling:
         found = gguf_keys.parse(fields, block_count)
         if found is None:
             return None
-        value = cls(architecture=architecture, **found)
+        value = cls._made_of({**found, "architecture": architecture})
         value.check_model(block_count, architecture, str(fields.get(f"{architecture}.rope.scaling.type") or "none"))
         return value
 
@@ -143,10 +234,26 @@ class LayerScaling:
         """Fill in the trained context of the model where the method needs one and none is given."""
         if self.rope.original_context is not None or not self.rope.needs_original_context:
             return self
-        return replace(self, rope=replace(self.rope, original_context=n_ctx_train))
+        rope = replace(self.rope, original_context=n_ctx_train)
+        shorter = tuple(replace(p, scaling=p.scaling and replace(p.scaling, rope=rope)) for p in self.shorter)
+        return replace(self, rope=rope, shorter=shorter)
 
-    def plan(self, length: int | None = None) -> Plan:
-        """The native plan.  `length` is the number of tokens the sequence may reach; only dynamic-ntk reads it."""
+    def plan(self, length: int | None = None) -> Plan | None:
+        """The native plan of a sequence that may reach `length` tokens; None: it runs unscaled.
+
+        Only plans by length and dynamic-ntk read the length; without one it is the plan of the longest sequences, with
+        dynamic-ntk's factor at the trained length.
+        """
         from ropebend.plan import stretched  # numpy: later, for the command line's sake
 
-        return stretched(self.layer_scale, self.rope, length)
+        part = self.at(length)
+        return None if part is None else stretched(part.layer_scale, part.rope, length, part.layer_attn_factor)
+
+
+def _span(values: tuple[float, ...]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.4g}" if low == high else f"{low:.4g}–{high:.4g}"
+
+
+def _numbers_of(part: LayerScaling | None) -> str:
+    return "unscaled" if part is None else str(replace(part, rope=NO_METHOD))

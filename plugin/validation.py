@@ -10,6 +10,8 @@ from typing import Any
 
 from ropebend.errors import ScalesError
 
+ATTN_FACTOR_RANGE = (0.1, 10.0)
+UNBOUNDED = 2**32 - 1  # tokens; `up_to` of a plan that has no bound
 SCALE_RANGE = (0.1, 1000.0)  # what a file may hold; what a search tries is far narrower
 
 
@@ -25,17 +27,37 @@ def as_f32(value: float) -> float:
     return next((s for s in short if struct.pack("<f", s) == raw), float(f"{exact:.9g}"))
 
 
-def check_scales(scales: Sequence[float], block_count: int, key: str) -> None:
-    """Raise ScalesError unless there is one finite scale in range per block."""
-    low, high = SCALE_RANGE
-    if len(scales) != block_count or not scales:
-        raise ScalesError(f"{key}: expected {block_count} scales, one per block, got {len(scales)}")
-    for i, s in enumerate(scales):
-        if not low <= as_f32(s) <= high:  # false for NaN, too
-            raise ScalesError(
-                f"{key}[{i}]: expected a finite scale in [{low:g}, {high:g}], got {s!r} "
-                "(scale stretches: 2 halves llama.cpp's freq_scale)"
-            )
+def check_scales(scales: Sequence[float], block_count: int, key: str, first: int = 0) -> None:
+    """Raise ScalesError unless there is one finite scale in range per block.
+
+    first: place of scales[0] in the list that `key` names
+    """
+    hint = " (scale stretches: 2 halves llama.cpp's freq_scale)"
+    _check_row(scales, block_count, SCALE_RANGE, key, first, "scale", hint)
+
+
+def check_attn_factors(factors: Sequence[float], block_count: int, key: str, first: int = 0) -> None:
+    """Raise ScalesError unless there is one finite attention factor in range per block."""
+    hint = " (it multiplies the layer's queries and keys: above 1 attends more sharply)"
+    _check_row(factors, block_count, ATTN_FACTOR_RANGE, key, first, "attention factor", hint)
+
+
+def _check_row(
+    values: Sequence[float], n: int, within: tuple[float, float], key: str, first: int, what: str, hint: str
+) -> None:
+    low, high = within
+    if len(values) != n or not values:
+        raise ScalesError(f"{key}: expected {n} {what}s, one per block, got {len(values)}")
+    for i, value in enumerate(values, first):
+        if not low <= as_f32(value) <= high:  # false for NaN, too
+            raise ScalesError(f"{key}[{i}]: expected a finite {what} in [{low:g}, {high:g}], got {value!r}{hint}")
+
+
+def check_up_to(bounds: Sequence[int], key: str) -> None:
+    """Raise ScalesError unless these are lengths in tokens that ascend."""
+    for i, n in enumerate(bounds):
+        if type(n) is not int or not (bounds[i - 1] if i else 0) < n <= UNBOUNDED:
+            raise ScalesError(f"{key}[{i}]: expected numbers of tokens that ascend, got {n!r:.80}")
 
 
 def number(value: Any, key: str) -> float:

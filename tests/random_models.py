@@ -134,14 +134,5 @@ def add_bpe(w: gguf.GGUFWriter, pre_tokenizer: str, model: str = "gpt2") -> None
 
 def add_scaling(w: gguf.GGUFWriter, scaling: LayerScaling) -> None:
     """Our metadata keys, by gguf-py: independent of the converter."""
-    fields = scaling.to_metadata()
-    w.add_uint32(gguf_keys.VERSION, fields[gguf_keys.VERSION])
-    w.add_key_value(
-        gguf_keys.LAYER_SCALE, fields[gguf_keys.LAYER_SCALE], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.FLOAT32
-    )
-    w.add_string(gguf_keys.METHOD, fields[gguf_keys.METHOD])
-    w.add_float32(gguf_keys.FACTOR, fields[gguf_keys.FACTOR])
-    if gguf_keys.ORIGINAL_CONTEXT in fields:
-        w.add_uint32(gguf_keys.ORIGINAL_CONTEXT, fields[gguf_keys.ORIGINAL_CONTEXT])
-    if gguf_keys.PROVENANCE in fields:
-        w.add_string(gguf_keys.PROVENANCE, fields[gguf_keys.PROVENANCE])
+    for key, value in scaling.to_metadata().items():
+        add_field(w, key, np.array(value, np.uint32) if key == gguf_keys.PLAN_UP_TO else value)

@@ -143,6 +143,7 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
         scaling=scaling,
         **{**o.runtime.context, "n_batch": n_batch},
     )
+    plan = context.scaling.plan(n_ctx) if context.scaling is not None else None
     facts = Facts(
         created=int(time.time()),
         path=info.path,
@@ -162,7 +163,7 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
         bos=_special(model, model.bos_token),
         eos=_special(model, model.eos_token),
         scaling=context.scaling,
-        plan_hash=context.scaling.plan(n_ctx).hash if context.scaling is not None else None,
+        plan_hash=plan.hash if plan is not None else None,
         add_bos=model.adds_bos,
         shares_prefixes=sharing,
         longest_piece=longest_piece(model),

@@ -17,10 +17,14 @@ from ropebend.convert.gguf_file import GgufFile
 from ropebend.convert.job import Job
 from ropebend.convert.room import AFTER, BEFORE
 from ropebend.rope_method import RopeMethod
-from ropebend.scaling import LayerScaling
+from ropebend.scaling import LayerScaling, ShorterPlan
 
 A = LayerScaling((1.0, 1.25, 4.0), "llama", RopeMethod("yarn", 2.5, 64), provenance={"task": "kv", "score": 0.5})
 B = LayerScaling((2.0, 1.5, 3.0), "llama")
+BY_LENGTH = LayerScaling(
+    (2.0, 1.5, 3.0), "llama", layer_attn_factor=(1.0, 1.5, 0.75), provenance={"n_ctx": 512},
+    shorter=(ShorterPlan(128, None), ShorterPlan(256, B)),
+)  # fmt: skip
 
 
 def put(model: Path, scaling: LayerScaling | None) -> None:
@@ -79,6 +83,8 @@ STATES: dict[str, Callable[[Path], LayerScaling | None]] = {
     "fresh": lambda model: put(model, A) or A,
     "in place": lambda model: put(model, A) or put(model, B) or B,
     "in place twice": lambda model: put(model, A) or put(model, B) or put(model, A) or A,
+    "by length": lambda model: put(model, BY_LENGTH) or BY_LENGTH,
+    "by length, in place": lambda model: put(model, A) or put(model, BY_LENGTH) or put(model, B) or B,
     "room used up": grown_to_the_end,
     "of an earlier ropebend": made_by_an_earlier_ropebend,
     "removed": lambda model: put(model, A) or put(model, None),

@@ -1,6 +1,7 @@
 """LayerScaling: the way from JSON to metadata to plan and back, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from ropebend import LayerScaling, RopebendError, RopeMethod, gguf_keys
 from ropebend.rope_method import dynamic_ntk_factor, length_bucket
+from ropebend.scaling import ShorterPlan
 from ropebend.validation import as_f32
 
 scales = st.lists(st.floats(0.10000000149011612, 1000, width=32), min_size=1, max_size=40)
@@ -22,6 +24,14 @@ json_values = st.recursive(
     | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
+)
+BY_LENGTH = LayerScaling(
+    (2.0, 3.0),
+    "llama",
+    provenance={"n_ctx": 512},
+    layer_attn_factor=(1.25, 0.5),
+    shorter=(ShorterPlan(128, None), ShorterPlan(256, LayerScaling((1.5, 1.25), "llama", provenance={"n_ctx": 256}))),
+    up_to=512,
 )
 free_keys = st.text().filter(
     lambda k: k not in {"format", "architecture", "block_count", "layer_scale", "curve", "rope", "provenance"}
@@ -40,6 +50,35 @@ def test_json_and_metadata_round_trip(
     value = LayerScaling(tuple(values), "llama", rope, None, provenance, extra)
     assert LayerScaling.from_json(json.loads(json.dumps(value.to_json()))) == value
     assert LayerScaling.from_metadata(value.to_metadata(), "llama", len(values)) == value
+
+
+CURVES = st.none() | st.just(((0.0, 1.0), (0.5, 2.0), (0.5, -1.0), (1.0, 1.5)))
+
+
+@st.composite
+def two_numbers(draw: st.DrawFn, n: int, rope: RopeMethod) -> LayerScaling:
+    row = st.lists(st.floats(0.125, 8, width=32), min_size=n, max_size=n)
+    factors = draw(st.just([]) | row)
+    about = draw(st.dictionaries(st.text(), json_values, max_size=2))
+    return LayerScaling(
+        tuple(draw(row)),
+        "llama",
+        rope,
+        draw(CURVES),
+        {k: v for k, v in about.items() if not k.startswith(gguf_keys.PREFIX)},
+        {},
+        tuple(factors),
+        draw(CURVES),
+    )
+
+
+@given(st.data(), st.integers(1, 4), methods, st.lists(st.integers(1, 2**32 - 2), unique=True, max_size=4))
+def test_plans_by_length_round_trip(data: st.DataObject, n: int, rope: RopeMethod, bounds: list[int]) -> None:
+    *shorter, up_to = [*sorted(bounds)[:-1], data.draw(st.sampled_from([None, *sorted(bounds)[-1:]]))]
+    plans = [ShorterPlan(b, data.draw(st.none() | two_numbers(n, rope))) for b in shorter]
+    value = replace(data.draw(two_numbers(n, rope)), shorter=tuple(plans), up_to=up_to, extra={"note": [1]})
+    assert LayerScaling.from_json(json.loads(json.dumps(value.to_json()))) == value
+    assert LayerScaling.from_metadata(value.to_metadata(), "llama", n) == value
 
 
 def test_unknown_keys_are_kept_everywhere() -> None:
@@ -93,8 +132,53 @@ def test_a_bare_list_is_accepted(tmp_path: Path) -> None:
         ("[1, 0.05]", r"layer_scale\[1\]: expected a finite scale in \[0.1, 1000\], got 0.05"),
         ("[1000.5]", r"layer_scale\[0\]"),
         ("[]", "layer_scale: expected 0 scales, one per block, got 0"),
-        ("{}", "format: expected 'ropebend/1', got None"),
-        ('{"format": "ropebend/2"}', "format: expected 'ropebend/1', got 'ropebend/2'"),
+        ("{}", "format: expected 'ropebend/1' or 'ropebend/2', got None"),
+        ('{"format": "ropebend/3"}', "format: expected 'ropebend/1' or 'ropebend/2', got 'ropebend/3'"),
+        ('{"format": "ropebend/2"}', "layer_scale: missing"),
+        (
+            '{"format": "ropebend/1", "layer_scale": [1], "plans": []}',
+            "plans: expected format 'ropebend/2' where",
+        ),
+        (
+            '{"format": "ropebend/1", "layer_scale": [1], "layer_attn_factor": [1]}',
+            "layer_attn_factor: expected format 'ropebend/2' where it is present, got 'ropebend/1'",
+        ),
+        (
+            '{"format": "ropebend/2", "layer_scale": [1, 1], "layer_attn_factor": [1, 11]}',
+            r"layer_attn_factor\[1\]: expected a finite attention factor in \[0.1, 10\], got 11",
+        ),
+        (
+            '{"format": "ropebend/2", "layer_scale": [1, 1], "layer_attn_factor": [1]}',
+            "expected 2 attention factors",
+        ),
+        ('{"format": "ropebend/2", "plans": 3}', "plans: expected a list of objects, got 3"),
+        ('{"format": "ropebend/2", "plans": []}', "plans: expected a list of objects"),
+        (
+            '{"format": "ropebend/2", "plans": [{"layer_scale": "none"}]}',
+            r"plans\[0\].layer_scale: expected scales",
+        ),
+        ('{"format": "ropebend/2", "layer_scale": [1], "plans": [{}]}', "layer_scale: expected in each of plans"),
+        ('{"format": "ropebend/2", "plans": [{"up_to": 8}, {}]}', r"plans\[0\].layer_scale: missing"),
+        (
+            '{"format": "ropebend/2", "plans": [{"up_to": 8, "layer_scale": "none", "curve": 1}, {}]}',
+            r"plans\[0\].curve: expected nothing beside 'none'",
+        ),
+        (
+            '{"format": "ropebend/2", "plans": [{"up_to": 8, "layer_scale": [1], "rope": {}}, {"layer_scale": [1]}]}',
+            r"plans\[0\].rope: expected beside plans",
+        ),
+        (
+            '{"format": "ropebend/2", "plans": [{"up_to": 8, "layer_scale": [1]}, {"up_to": 8, "layer_scale": [2]}]}',
+            r"plans.up_to\[1\]: expected numbers of tokens that ascend, got 8",
+        ),
+        (
+            '{"format": "ropebend/2", "plans": [{"layer_scale": [1]}, {"layer_scale": [2]}]}',
+            r"plans.up_to\[0\]: expected numbers of tokens that ascend, got None",
+        ),
+        (
+            '{"format": "ropebend/2", "plans": [{"up_to": 8, "layer_scale": [1]}, {"layer_scale": [2, 2]}]}',
+            "the plan up to 8 tokens: expected 2 scales, one per block, got 1",
+        ),
         ('{"format": "ropebend/1"}', "layer_scale: missing"),
         (
             '{"format": "ropebend/1", "layer_scale": [1, 2], "block_count": 3}',
@@ -158,7 +242,9 @@ def test_metadata_that_does_not_fit_is_an_error_and_never_unscaled() -> None:
     fields = LayerScaling((1.0, 2.0)).to_metadata()
     assert LayerScaling.from_metadata({"general.name": "x"}, "llama", 2) is None
     for key, value, message in [
-        (gguf_keys.VERSION, 2, "expected 1, got 2"),
+        (gguf_keys.VERSION, 3, "expected 1 or 2, got 3; a newer ropebend may read it"),
+        (gguf_keys.LAYER_ATTN_FACTOR, [1.0, 1.0], "expected 2, as ropebend.layer_attn_factor is present, got 1"),
+        (gguf_keys.PLAN_UP_TO, [8], "expected 2, as ropebend.plan.up_to is present, got 1"),
         (gguf_keys.LAYER_SCALE, [1.0], "expected 2 scales"),
         (gguf_keys.LAYER_SCALE, "x", "expected a list of numbers"),
         (gguf_keys.METHOD, 7, "rope.method"),
@@ -174,6 +260,56 @@ def test_metadata_that_does_not_fit_is_an_error_and_never_unscaled() -> None:
     del fields[gguf_keys.LAYER_SCALE]
     with pytest.raises(RopebendError, match=r"ropebend.layer_scale: missing"):
         LayerScaling.from_metadata(fields, "llama", 2)
+
+
+def test_plans_in_the_metadata_are_checked_one_by_one() -> None:
+    fields = BY_LENGTH.to_metadata()
+    for key, value, message in [
+        (gguf_keys.LAYER_SCALE, [1.0, 1.0], "expected 6 scales, for 3 plans one per block, got 2"),
+        (gguf_keys.LAYER_SCALE, [0.0, 0.0, 0.0, 1.0, 1.0, 1.0], r"layer_scale\[2\]: expected a finite scale in"),
+        (gguf_keys.LAYER_SCALE, [1.0, 1.0, 1.0, 1.0, 0.0, 0.0], r"layer_scale\[4\]: expected a finite scale in"),
+        (gguf_keys.LAYER_ATTN_FACTOR, [1.0] * 5, "expected 6 attention factors, for 3 plans"),
+        (
+            gguf_keys.LAYER_ATTN_FACTOR,
+            [1.0] * 5 + [0.01],
+            r"layer_attn_factor\[5\]: expected a finite",
+        ),
+        (gguf_keys.PLAN_UP_TO, [8, 8, 9], r"ropebend.plan.up_to\[1\]: expected numbers of tokens that ascend, got 8"),
+        (gguf_keys.PLAN_UP_TO, [], "ropebend.plan.up_to: expected one length or more"),
+        (gguf_keys.PLAN_UP_TO, [float("inf")], "expected 2 scales, for 1 plans one per block|ascend"),
+        (gguf_keys.PROVENANCE, '{"ropebend.plans": [{}, 3]}', "ropebend.plans: expected objects, got 3"),
+    ]:
+        with pytest.raises(RopebendError, match=message):
+            LayerScaling.from_metadata({**fields, key: value}, "llama", 2)
+
+
+def test_a_sequence_takes_the_first_plan_that_is_long_enough() -> None:
+    assert BY_LENGTH.at(1) is BY_LENGTH.at(128) is None
+    assert BY_LENGTH.at(129) == BY_LENGTH.at(256) == BY_LENGTH.shorter[1].scaling
+    assert BY_LENGTH.at(257) == BY_LENGTH.at(10**9) == BY_LENGTH.at(None) == BY_LENGTH.longest
+    assert BY_LENGTH.plan(128) is None
+    two, four = BY_LENGTH.plan(200), BY_LENGTH.plan(513)
+    assert two is not None
+    assert four is not None
+    assert (two.stretch.tolist(), two.attn_factor.tolist()) == ([1.5, 1.25], [1, 1])
+    assert (four.stretch.tolist(), four.attn_factor.tolist()) == ([2, 3], [1.25, 0.5])
+    assert two.hash != four.hash
+    assert str(BY_LENGTH) == (
+        "up to 128 tokens unscaled; up to 256 tokens scale 1.25–1.5; beyond scale 2–3, attention factor 0.5–1.25"
+    )
+
+
+def test_the_version_is_2_only_where_it_must_be() -> None:
+    plain = LayerScaling((1.0, 2.0), "llama", provenance={"seed": 1})
+    assert list(plain.to_metadata()) == [
+        "ropebend.version", "ropebend.layer_scale", "ropebend.rope.method", "ropebend.rope.factor",
+        "ropebend.provenance",
+    ]  # fmt: skip
+    assert (plain.to_metadata()[gguf_keys.VERSION], plain.to_json()["format"]) == (1, "ropebend/1")
+    assert LayerScaling((1.0, 2.0), "llama", provenance={"seed": 1}, layer_attn_factor=(1, 1)) == plain
+    for more in ({"layer_attn_factor": (1.0, 1.5)}, {"up_to": 8}, {"shorter": (ShorterPlan(8, None),)}):
+        value = LayerScaling((1.0, 2.0), **more)
+        assert (value.to_metadata()[gguf_keys.VERSION], value.to_json()["format"]) == (2, "ropebend/2")
 
 
 def test_methods_multiply_the_layer_scales() -> None:
