@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 if TYPE_CHECKING:
+    from ropebend.convert.gguf_file import GgufFile
     from ropebend.convert.job import Job
     from ropebend.convert.transfer import Progress
+    from ropebend.scaling import LayerScaling
 
 try:
     import typer
@@ -40,13 +42,32 @@ app = typer.Typer(add_completion=False)
 def add_scales(
     model: Annotated[Path, typer.Argument(help="The GGUF model.", show_default=False, readable=False)],
     factors: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Argument(
-            help="The scales: a factors.json or a bare JSON list, one scale a layer.",
+            metavar="[FACTORS[@TOKENS]]...",
+            help="The scales: a factors.json or a bare JSON list, one scale a layer.  Several, with the longest "
+            "sequences they are for: none@8192 at-16k.json@16k at-32k.json; none: unscaled.",
             show_default=False,
-            readable=False,  # not to have the check made twice, in two wordings
         ),
     ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option("--scale", help="Instead of a file: this scale for every layer.", show_default=False),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="Instead of a file: linear, ntk, dynamic-ntk or yarn.", show_default=False),
+    ] = None,
+    factor: Annotated[
+        float | None, typer.Option("--factor", help="The method's factor, 1 or more.", show_default=False)
+    ] = None,
+    short_prompts_unscaled: Annotated[
+        bool,
+        typer.Option(
+            "--short-prompts-unscaled",
+            help="Sequences within the trained length run unscaled, bit for bit: none@<trained length> in front.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -102,18 +123,26 @@ def add_scales(
     stopped by Ctrl-C or SIGTERM.
     With nothing to remove, --remove --in-place is done (0), and --remove to another file is an error (1).
     """
+    from ropebend.by_length import read_parts, with_short_unscaled
     from ropebend.convert.gguf_file import GgufFile  # gguf-py takes longer to import than --help to print
     from ropebend.convert.job import Job
     from ropebend.convert.report import done, facts, planned
-    from ropebend.scaling import LayerScaling
+    from ropebend.model_info import Header
 
     try:
-        if remove and factors is not None:
-            raise UsageError(f"--remove takes no factors file, got {factors}")
-        if not remove and factors is None:
-            raise UsageError("a factors file is needed (or --remove)")
+        plain = {"--scale": scale, "--method": method, "--factor": factor}
+        given = [name for name, value in plain.items() if value is not None]
+        if remove and (factors or given or short_prompts_unscaled):
+            what = f"factors file, got {factors[0]}" if factors else (given or ["--short-prompts-unscaled"])[0]
+            raise UsageError(f"--remove takes no {what}")
+        if factors and given:
+            raise UsageError(f"{given[0]} stands instead of a factors file: leave one of them out")
+        if not (remove or factors or given):
+            raise UsageError("a factors file is needed (or --scale, --method, or --remove)")
         with _stoppable(), GgufFile(model) as source:
-            scaling = None if factors is None else LayerScaling.load(factors)
+            scaling = None if remove else read_parts(factors) if factors else _plain(source, scale, method, factor)
+            if scaling is not None and short_prompts_unscaled:
+                scaling = with_short_unscaled(scaling, Header(source.path, source.value).count("context_length"))
             job = Job.prepare(source, scaling, out, in_place, force, shards)
             if remove and not job.rewrite.replaced and not in_place:
                 raise RopebendError(f"{model}: carries no ropebend keys, nothing to remove; nothing was written")
@@ -130,6 +159,15 @@ def add_scales(
         if as_json:
             _say(json.dumps({"ok": False, "error": str(e)}))
         raise
+
+
+def _plain(source: GgufFile, scale: float | None, method: str | None, factor: float | None) -> LayerScaling | None:
+    from ropebend.model_info import Header
+    from ropebend.stretch import plain_stretch
+
+    header = Header(source.path, source.value)
+    header.check_is_model()
+    return plain_stretch(header.count("block_count"), header.architecture, scale=scale, method=method, factor=factor)
 
 
 def main() -> None:

@@ -25,6 +25,8 @@ def facts(job: Job, outcome: Outcome | None) -> dict[str, Any]:
         "bytes_shared": outcome.shared if outcome else None,
         "verified": outcome.verified if outcome else None,
         "layer_scale": list(scaling.layer_scale) if scaling else None,
+        "layer_attn_factor": list(scaling.layer_attn_factor) if scaling else None,
+        "plans": [*(p.up_to for p in scaling.shorter), scaling.up_to] if scaling else None,
         "method": scaling.rope.method if scaling else None,
         "factor": scaling.rope.factor if scaling else None,
         "added": list(rewrite.added),

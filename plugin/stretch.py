@@ -1,7 +1,9 @@
-"""How far scales stretch a model, and what speaks against them."""
+"""Stretching a model without a search, and what speaks against scales."""
 
 from __future__ import annotations
 
+from ropebend.errors import ScalesError, UsageError
+from ropebend.rope_method import NO_METHOD, RopeMethod
 from ropebend.scaling import LayerScaling
 
 
@@ -27,3 +29,25 @@ def doubts(scaling: LayerScaling, n_ctx_train: int | None, n_ctx: int | None = N
                 f"and no layer is stretched by more than {most:.3g}: expect worse answers at the end"
             )
     return out
+
+
+def plain_stretch(
+    n_layer: int, architecture: str | None, *, scale: float | None, method: str | None, factor: float | None
+) -> LayerScaling | None:
+    """Every layer alike, from the flags --scale, --method and --factor; None if none of them was given.
+
+    Raises UsageError naming the flag.
+    """
+    if scale is None and method is None and factor is None:
+        return None
+    if factor is not None and method in (None, "none"):
+        raise UsageError("--factor needs a --method: linear, ntk, dynamic-ntk or yarn")
+    rope = NO_METHOD if method is None else RopeMethod(method, 1.0 if factor is None else factor)
+    try:
+        rope.check()
+    except ScalesError as e:
+        raise UsageError(f"--method, --factor: {e}") from None
+    try:
+        return LayerScaling.uniform(1.0 if scale is None else scale, n_layer, architecture=architecture, rope=rope)
+    except ScalesError as e:
+        raise UsageError(f"--scale: {e}") from None

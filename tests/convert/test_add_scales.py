@@ -270,7 +270,7 @@ def refused(cli: Cli, folder: Path, *args: object) -> tuple[int, str]:
 
 def test_usage(cli: Cli, model: Path, factors: Path):
     folder = model.parent
-    assert refused(cli, folder, model) == (2, "a factors file is needed (or --remove)")
+    assert refused(cli, folder, model) == (2, "a factors file is needed (or --scale, --method, or --remove)")
     assert refused(cli, folder, model, factors, "--remove") == (2, f"--remove takes no factors file, got {factors}")
     code, err = refused(cli, folder, model, factors, "--in-place", "-o", folder / "x.gguf")
     assert (code, err) == (2, "--in-place and -o contradict each other: give one of them")
@@ -282,7 +282,7 @@ def test_usage(cli: Cli, model: Path, factors: Path):
 
 FACTORS: dict[str, tuple[str, str]] = {
     "not JSON": ("{", "factors.json: not JSON: line 1 column 2"),
-    "format": ('{"layer_scale": [1, 1, 1]}', "factors.json: format: expected 'ropebend/1', got None"),
+    "format": ('{"layer_scale": [1, 1, 1]}', "factors.json: format: expected 'ropebend/1' or 'ropebend/2', got None"),
     "scale": ("[1, 0, 1]", "factors.json: layer_scale[1]: expected a finite scale in [0.1, 1000], got 0.0"),
     "count": ("[1, 1, 1, 1]", "model.gguf: layer_scale: expected 3 scales, one per block, got 4"),
     "architecture": (
