@@ -152,7 +152,7 @@ def test_results_are_explained() -> None:
         ((1, 1, 1, 1, 1), 20, 1.0, "Everything right: scales have nothing to win here; take longer prompts, say"),
         ((0, 0, 0, 0, 0), 20, 1.0, "Nothing right, though it can do easy items"),
         ((0, 0, 0, 0, 0), 20, 0.0, "beyond the model"),
-        ((1, 0.3, 0.3, 0.3, 1), 60, 1.0, "Loses the middle: 1.00 at the ends, 0.3"),
+        ((1, 0.3, 0.3, 0.3, 1), 60, 1.0, "Loses the middle: 1.00 at the ends, 0."),
         ((0, 0.3, 0.5, 0.7, 1), 60, 1.0, "Loses what stands far back"),
         ((1, 0.7, 0.5, 0.3, 0), 60, 1.0, "Loses what stands last"),
         ((0.6, 0.6, 0.6, 0.6, 0.6), 60, 1.0, "Much the same at every depth: 0."),
