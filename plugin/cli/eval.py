@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -146,8 +147,23 @@ def eval_command(
     if stopped == "interrupted":
         print("go on:  the same command again")
         raise typer.Exit(130)
-    if chosen is not None and output is None and factors is None:
-        print(f"next:   {command('ropebend', 'eval', model, '--no-scaling')} … to compare")
+    if chosen is not None:
+        print(f"next:   {_again('eval', sys.argv[1:], '--no-scaling')}   # to compare")
+    elif "a search may help" in sentence:
+        print(f"next:   {_again('search', sys.argv[1:])}")
+
+
+def _again(name: str, arguments: list[str], *more: str) -> str:
+    """The command line as another one on the same model and task."""
+    with_value = {"--samples", "--time", "--within", "--output", "-o", "--factors", "--seed"}
+    rest: list[str] = []
+    skip = False
+    for word in arguments:
+        flag = word.partition("=")[0]
+        if not (skip or flag in with_value or flag in ("--force", "--no-scaling", "--scaling")):
+            rest.append(name if word == "eval" and name not in rest else word)
+        skip = word in with_value
+    return command("ropebend", *rest, *more)
 
 
 class _Measurement:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -96,6 +97,17 @@ def test_sigterm_and_kill_lose_the_item_in_work_only(tmp_path: Path) -> None:
         before = samples
     assert b"interrupted" in said
     assert b"the same command again" in said
+
+
+def test_the_next_command_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same model and task, without what only eval takes."""
+    model = tmp_path / "my model.gguf"
+    model.write_bytes(Path(NEEDLE).read_bytes())
+    words = ["eval", str(model), "--keys", "28", "--samples", "8", "-t", "1", f"--output={tmp_path}/r.json", "--force"]
+    monkeypatch.setattr(sys, "argv", ["ropebend", *words])
+    said = CliRunner().invoke(app, words).output
+    (line,) = [line for line in said.splitlines() if line.startswith("next: ")]
+    assert shlex.split(line.removeprefix("next: ")) == ["ropebend", "search", str(model), "--keys", "28", "-t", "1"]
 
 
 def test_wrong_times_are_named(tmp_path: Path) -> None:
