@@ -60,6 +60,10 @@ _IDLE: dict[str, tuple[Any, ...]] = {
     "not": (False,),
 }
 
+#: Keywords that mean nothing without another one.
+_GOVERNORS = {"then": "if", "else": "if", "minContains": "contains", "maxContains": "contains"}
+_GOVERNORS |= {"$dynamicAnchor": "$dynamicRef", "$vocabulary": ""}
+
 #: Characters of a schema in JSON.
 MAX_SCHEMA = 2**18
 
@@ -202,6 +206,8 @@ def _without_unknown(place: _Place) -> Iterator[str]:
     node = place.node
     for keyword in [k for k in node if k not in _KNOWN and k not in _ANNOTATIONS and not k.startswith("x-")]:
         value = node.pop(keyword)
+        if _GOVERNORS.get(keyword, keyword) not in {*node, keyword}:
+            continue
         if not any(value == idle and type(value) is type(idle) for idle in _IDLE.get(keyword, ())):
             yield f"{keyword!r} at {place.path or '/'}"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llguidance import LLParserLimits
 
 from ropebend.context import Batch, Context
 from ropebend.errors import RopebendError
@@ -21,7 +22,9 @@ from ropebend.server.engine.requests import Generation, QueueFull, Unavailable
 from ropebend.server.engine.runner import Runner
 from ropebend.server.engine.sampling import Sampler, Sampling
 from ropebend.server.engine.writer import TextWriter
-from ropebend.server.structured.parts import Grammar
+from ropebend.server.openai.answering import api_error
+from ropebend.server.structured import check
+from ropebend.server.structured.parts import Grammar, Json
 
 from ..conftest import TOKEN, engine_options, wait_for
 
@@ -285,6 +288,21 @@ def test_a_grammar_is_begun_and_an_echo_prepared_only_for_texts_that_run(
     assert [text_of([event for event, _ in got], i) for i in range(8)] == ["dogab"] * 8
     assert got[0][1] == 2  # a sampler and an echo at the first event
     assert got[-1][1] == 16
+
+
+def test_what_exceeds_a_grammars_limits_while_it_is_written_is_the_requests_error(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    few = LLParserLimits(max_lexer_states=80, verbose_errors=False)
+    monkeypatch.setattr(check, "limits", lambda: few)
+    endless = engine.compile(Json({"type": "string", "pattern": "^(.*[a-m].{40}|.*[k-z].{40})$"}))
+    *_, event = run(engine, Generation(PROMPT, 200, Sampling(seed=1, constraint=endless)))
+    assert isinstance(event, Failed)
+    error = api_error(event)
+    assert error.status == 400
+    assert "the grammar cannot be followed: lexer error: too many states" in str(error)
+    assert text_of(run(engine, Generation(PROMPT, 3, GREEDY)))
 
 
 def test_logits_that_are_not_numbers_are_an_error(

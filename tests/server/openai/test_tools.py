@@ -135,6 +135,16 @@ def test_a_grammar_is_followed_by_each_of_several_texts(client: openai.OpenAI) -
         assert choice.finish_reason == "stop"
 
 
+def test_json_schema_as_llama_server_has_it(http: httpx.Client) -> None:
+    more = {"json_schema": {"enum": ["ab", "cd"]}, "max_tokens": 20, "seed": 1}
+    assert http.post("/v1/completions", json={"prompt": "a", **more}).json()["choices"][0]["text"] in ('"ab"', '"cd"')
+    chat = http.post("/v1/chat/completions", json={**ASK, **more}).json()
+    assert chat["choices"][0]["message"]["content"] in ('"ab"', '"cd"')
+    both = http.post("/v1/completions", json={"prompt": "a", **more, "grammar": "root ::= [a]"})
+    assert both.status_code == 400
+    assert both.json()["error"]["param"] == "json_schema"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_a_schema_leaves_out_is_said_in_a_header(http: httpx.Client, stream: bool) -> None:
     schema = {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 2, "uniqueItems": True}
