@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ropebend.server.chat import renderer
+from ropebend import chat_template as renderer
 
 #: What ours makes of them instead, because transformers' prompt fails or drops a part of the conversation.
 ADAPTED = {

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from ropebend import chat_template as renderer
 from ropebend.chat_template import Renderer
 from ropebend.errors import RopebendError
-from ropebend.server.chat import renderer
 from ropebend.server.chat.templates import ChatTemplate
 from ropebend.server.openai.chat import ChatRequest
 
