@@ -77,6 +77,7 @@ class GgufFile:
     pairs             KeyValue of every metadata key, in the order of the file, by key
     n_tensors         number of tensors
     tensors           their (offset, size) in bytes from the start of the data; size 0 if the type is unknown
+    rope_tensors      names of those that hold frequency factors of the rope
     infos             (start, end) of the tensor infos
     alignment         general.alignment, a power of two
     data              (start, end) of the tensor data, up to the end of the file
@@ -180,8 +181,11 @@ class GgufFile:
         self.alignment = self._alignment()
         start, needed, last = self._pos, 0, ""
         self.tensors = (array("Q"), array("Q"))
+        self.rope_tensors: list[str] = []
         for i in range(self.n_tensors):
             offset, size, name = self._tensor_info(f"tensor {i}")
+            if name.startswith("rope_"):
+                self.rope_tensors.append(name)
             if offset + size >= needed:
                 needed, last = offset + size, name
             self.tensors[0].append(offset)

@@ -13,10 +13,11 @@ from ropebend.entry import run_app
 
 #: Command → (module, function, what the list of commands says), in the order of the work.
 COMMANDS = {
+    "info": ("ropebend.cli.info", "info", "Say what a GGUF is and what to do with it."),
     "doctor": ("ropebend.cli.doctor", "doctor", "Check on your model that scales reach every rope node."),
     "eval": ("ropebend.cli.eval", "eval_command", "Measure retrieval by depth, or perplexity."),
     "search": ("ropebend.cli.search", "search_command", "Find layer scales with a genetic search."),
-    "show": ("ropebend.cli.show", "show", "Print the scales of a GGUF or factors.json."),
+    "show": ("ropebend.cli.show", "show", "Print the numbers of a GGUF or factors.json."),
     "add-scales": ("ropebend.convert.add_scales", "add_scales", "Write scales into a GGUF, or remove them."),
     "serve": ("ropebend.server.cli", "serve", "Serve a model over the OpenAI API."),
     "exec": ("ropebend.cli.exec", "exec_command", "Run a llama.cpp program with the scales applied."),
@@ -24,6 +25,20 @@ COMMANDS = {
     "demo": ("ropebend.cli.demo", "demo", "Do the whole job on the bundled model."),
 }
 SETTINGS: dict[str, dict[str, Any]] = {"exec": {"ignore_unknown_options": True, "allow_interspersed_args": False}}
+
+
+#: What somebody does who has a model and nothing else.
+ROAD = [
+    ("ropebend info MODEL.gguf", "what the model is, and whether scales fit it"),
+    ("ropebend eval MODEL.gguf", "how it does now, by the depth of the answer"),
+    (
+        "ropebend tune MODEL.gguf --ctx 16k" if "tune" in COMMANDS else "ropebend search MODEL.gguf -o search",
+        "finds scales, and judges them on unseen items",
+    ),
+    ("ropebend serve MODEL.ropebend.gguf", "serves the result over the OpenAI API"),
+]
+if "tune" not in COMMANDS:
+    ROAD.insert(3, ("ropebend add-scales MODEL.gguf search/factors.json", "writes them into a copy of the model"))
 
 
 class LazyCommands(TyperGroup):
@@ -49,7 +64,6 @@ app = typer.Typer(
     name="ropebend",
     cls=LazyCommands,
     help="Per-layer RoPE scales for llama.cpp: search them, store them in the GGUF, serve the result.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -57,7 +71,8 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def _version(
+def _first(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", is_eager=True, help="Print the version and exit."),
 ) -> None:
     if version:
@@ -65,6 +80,11 @@ def _version(
 
         print(f"ropebend {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print("Longer context for the models you run in llama.cpp: a RoPE scale for every layer.  The road:\n")
+        for line, what in ROAD:
+            print(f"  {line:<51}{what}")
+        print("\nropebend COMMAND --help explains one, ropebend --help lists all.")
 
 
 def main() -> None:

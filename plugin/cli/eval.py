@@ -134,7 +134,8 @@ def eval_command(
     from ropebend.evaluate.diagnosis import diagnosis
 
     result = Evaluation.of(measured, rows)
-    scales = "unscaled" if chosen is None else f"scales {min(chosen.layer_scale):g}–{max(chosen.layer_scale):g}"
+    part = chosen.at(report["tokens"]) if chosen is not None else None
+    scales = "unscaled" if part is None else str(part)
     config = measured.config()
     what = ", ".join(f"{k} {v}" for k, v in config.items() if k not in ("name", "depths", "seed") and v is not None)
     print(f"{info.name}: {measured.name}, up to {report['tokens']} tokens (trained at {info.n_ctx_train})")

@@ -1,70 +1,76 @@
-"""`ropebend show`: the scales of a model or factors file, as a table and a small curve."""
+"""`ropebend show`: the numbers of a factors file or model, as a table with a curve."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ropebend.errors import RopebendError
+from ropebend.errors import FileError
 from ropebend.scaling import LayerScaling
-from ropebend.shell import command
 
 
 def show(
     file: Annotated[Path, typer.Argument(help="GGUF model or factors.json.", show_default=False)],
-    json_output: Annotated[bool, typer.Option("--json", help="Print factors.json instead.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print factors.json; null without scales.")] = False,
 ) -> None:
-    """Print the per-layer scales that a GGUF or a factors file carries."""
-    scaling, what = read_scaling(file)
+    """Print the numbers per layer that a GGUF or a factors.json carries, for every length, and what the model is."""
+    if is_gguf(file):
+        from ropebend.cli.info import Sheet
+
+        with Sheet.open(file) as sheet:
+            scaling = sheet.scaling
+            if not json_output:
+                print(sheet.text())
+    else:
+        scaling = LayerScaling.load(file)
+        if not json_output:
+            print(f"{file}: scales for {scaling.n_layer} layers of {scaling.architecture or 'any architecture'}")
     if json_output:
-        import json
-
-        print(json.dumps(scaling.to_json(), indent=2, ensure_ascii=False))
-        return
-    print(what)
-    rope = scaling.rope
-    trained = f", original context {rope.original_context}" if rope.original_context else ""
-    print(f"method {rope.method}, factor {rope.factor:g}{trained}; a scale of 2 halves llama.cpp's freq_scale\n")
-    print(render(scaling))
-    for key in ("task", "n_ctx", "scores"):
-        if key in scaling.provenance:
-            print(f"{key}: {scaling.provenance[key]}")
+        print(json.dumps(scaling.to_json() if scaling is not None else None, indent=2, ensure_ascii=False))
+    elif scaling is not None:
+        print(render_all(scaling))
 
 
-def read_scaling(file: Path) -> tuple[LayerScaling, str]:
-    """The scales in a file and a line that says whose they are.  Raises RopebendError if there are none."""
+def is_gguf(file: Path) -> bool:
+    """True if the file begins as a GGUF does.  FileError if it cannot be read."""
     try:
         with open(file, "rb") as f:
-            is_gguf = f.read(4) == b"GGUF"
+            return f.read(4) == b"GGUF"
     except OSError as e:
-        raise RopebendError(f"{file}: {e.strerror}") from None
-    if not is_gguf:
-        scaling = LayerScaling.load(file)
-        return scaling, f"{file}: scales for {scaling.n_layer} layers of {scaling.architecture or 'any architecture'}"
+        raise FileError(f"{file}: {e.strerror}") from None
 
-    from ropebend.model_info import ModelInfo
 
-    info = ModelInfo.read(file)
-    if info.scaling is None:
-        raise RopebendError(
-            f"{file}: carries no layer scales; find some with `{command('ropebend', 'search', file)}` and write them "
-            f"with `{command('ropebend', 'add-scales', file, 'factors.json')}`"
-        )
-    return (
-        info.scaling,
-        f"{file}: {info.name} ({info.architecture}), {info.n_layer} layers, trained at {info.n_ctx_train}",
-    )
+def render_all(scaling: LayerScaling) -> str:
+    """Method, every plan's table, and where it came from."""
+    rope = scaling.rope
+    trained = f", original context {rope.original_context}" if rope.original_context else ""
+    lines = [f"method {rope.method}, factor {rope.factor:g}{trained}; a scale of 2 halves llama.cpp's freq_scale"]
+    bounds = [(p.up_to, p.scaling) for p in scaling.shorter]
+    for up_to, part in [*bounds, (None, scaling.longest)]:
+        lines.append("")
+        if scaling.has_plans:
+            beyond = f"beyond, meant for up to {scaling.up_to} tokens" if scaling.up_to else "beyond"
+            if not scaling.shorter:
+                beyond = f"meant for up to {scaling.up_to} tokens"
+            lines.append(f"up to {up_to} tokens:" if up_to else f"{beyond}:")
+        if part is None:
+            lines.append("  unscaled, bit for bit the model as it is")
+            continue
+        lines.append(render(part))
+        lines += [f"{key}: {part.provenance[key]}" for key in ("task", "n_ctx", "scores") if key in part.provenance]
+    return "\n".join(lines)
 
 
 def render(scaling: LayerScaling, width: int = 40) -> str:
-    """A line per layer: number, scale, and a bar from 1 to the largest scale."""
-    scales = scaling.layer_scale
-    low, high = min(1.0, *scales), max(*scales, 1.0) if len(scales) > 1 else max(scales[0], 1.0)
+    """A line per layer: number, scale, attention factor where there are any, and a bar that ends at the scale."""
+    scales, factors = scaling.layer_scale, scaling.layer_attn_factor
+    both = set(factors) != {1.0}
+    low, high = min(1.0, *scales), max(1.0, *scales)
     span = (high - low) or 1.0
-    lines = ["layer   scale"]
-    for i, s in enumerate(scales):
-        n = round((s - low) / span * width)
-        lines.append(f"{i:5d} {s:7.3f}  {'█' * n}▏")
+    lines = ["layer   scale" + ("  attention" if both else "")]
+    for i, (s, a) in enumerate(zip(scales, factors, strict=True)):
+        lines.append(f"{i:5d} {s:7.3f}{f'  {a:9.3f}' if both else ''}  {'█' * round((s - low) / span * width)}▏")
     return "\n".join(lines)
