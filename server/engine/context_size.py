@@ -7,11 +7,7 @@ from ropebend.scaling import LayerScaling
 
 def tested_at(scaling: LayerScaling | None) -> int | None:
     """Tokens at which the scales were judged on test items, None if they never were or nobody knows."""
-    if scaling is None:
-        return None
-    scores, n = scaling.provenance.get("scores"), scaling.provenance.get("n_ctx")
-    judged = isinstance(scores, dict) and bool(scores.get("test"))
-    return n if judged and type(n) is int and n > 0 else None
+    return scaling.n_ctx if scaling is not None and scaling.is_judged else None
 
 
 def choose(asked: int, n_ctx_train: int, scaling: LayerScaling | None) -> tuple[int, str]:
@@ -24,10 +20,10 @@ def choose(asked: int, n_ctx_train: int, scaling: LayerScaling | None) -> tuple[
     return n_ctx_train, "what the model was trained at"
 
 
-def _stretch(scaling: LayerScaling, n_ctx: int) -> tuple[float, float]:
+def _stretch(part: LayerScaling, n_ctx: int) -> tuple[float, float]:
     """The least and the most that a layer is stretched by, the method included."""
-    factor = scaling.rope.factor_at(n_ctx)
-    return factor * min(scaling.layer_scale), factor * max(scaling.layer_scale)
+    factor = part.rope.factor_at(n_ctx)
+    return factor * min(part.layer_scale), factor * max(part.layer_scale)
 
 
 def describe(n_ctx: int, why: str, n_ctx_train: int, scaling: LayerScaling | None) -> str:
@@ -35,10 +31,11 @@ def describe(n_ctx: int, why: str, n_ctx_train: int, scaling: LayerScaling | Non
     line = f"{n_ctx} tokens ({why})"
     if n_ctx <= n_ctx_train:
         return line
-    if scaling is None:
+    part = scaling.at(n_ctx) if scaling is not None else None
+    if part is None:
         does = "nothing stretches it, expect worse answers there"
     else:
-        low, high = _stretch(scaling, n_ctx)
+        low, high = _stretch(part, n_ctx)
         does = f"the layers are stretched by {f'{low:.3g}' if low == high else f'{low:.3g} to {high:.3g}'}"
     return f"{line}, {n_ctx / n_ctx_train:.3g} times the {n_ctx_train} the model was trained at: {does}"
 
@@ -47,9 +44,13 @@ def warnings(n_ctx: int, n_ctx_train: int, scaling: LayerScaling | None) -> list
     """What whoever serves these scales at this size should know, a sentence each."""
     if scaling is None:
         return []
-    tested = tested_at(scaling)
-    low, high = _stretch(scaling, n_ctx)
-    if low == high == 1:
+    part = scaling.at(n_ctx)
+    if part is None:
+        least = max(p.up_to for p in scaling.shorter if p.scaling is None)
+        return [f"a context of {n_ctx} tokens runs unscaled: the file's scales are for more than {least}"]
+    tested = tested_at(part)
+    _, high = _stretch(part, n_ctx)
+    if part.is_unscaled:
         out = ["the layer scales are all 1: they change nothing"]
         return [*out, "nothing stretches the context, expect worse answers there"] if n_ctx > n_ctx_train else out
     out = []

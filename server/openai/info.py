@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from starlette.responses import PlainTextResponse
 
+from ropebend.scaling import LayerScaling
 from ropebend.server.openai import metrics
 from ropebend.server.openai.serving import Served, Serving
 
@@ -38,6 +39,8 @@ async def props(serving: Served) -> dict[str, Any]:
         "default_generation_settings": {"n_ctx": facts.n_ctx},  # where clients of llama-server look for it
         "total_slots": facts.n_slots,
         "layer_scale": list(scaling.layer_scale) if scaling is not None else None,
+        "layer_attn_factor": list(scaling.layer_attn_factor) if scaling is not None else None,
+        "plans": plans_of(scaling, facts.n_ctx),
         "rope": asdict(scaling.rope) if scaling is not None else None,
         "plan_hash": facts.plan_hash,
         "chat_template": serving.chats.source(facts),
@@ -47,6 +50,24 @@ async def props(serving: Served) -> dict[str, Any]:
         "build_info": facts.build,
         "requests": {"open": engine.n_open, **asdict(engine.stats)},
     }
+
+
+def plans_of(scaling: LayerScaling | None, n_ctx: int) -> list[dict[str, Any]]:
+    """What sequences run under, by the tokens they may reach (`up_to`, null: any); hash null: unscaled."""
+    if scaling is None:
+        return []
+    out = []
+    for up_to, part in [*((p.up_to, p.scaling) for p in scaling.shorter), (scaling.up_to, scaling)]:
+        plan = part.longest.plan(up_to or n_ctx) if part is not None else None
+        out.append(
+            {
+                "up_to": up_to,
+                "hash": plan.hash if plan is not None else None,
+                "layer_scale": list(part.layer_scale) if part is not None else None,
+                "layer_attn_factor": list(part.layer_attn_factor) if part is not None else None,
+            }
+        )
+    return out
 
 
 @router.get("/slots")

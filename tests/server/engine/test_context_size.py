@@ -1,9 +1,11 @@
 """How large the served context is, and what is said about it."""
 
+from dataclasses import replace
+
 import pytest
 
 from ropebend.rope_method import RopeMethod
-from ropebend.scaling import LayerScaling
+from ropebend.scaling import LayerScaling, ShorterPlan
 from ropebend.server.engine import context_size
 
 TRAINED = 256
@@ -53,6 +55,16 @@ def test_the_warnings(n_ctx: int, scaling: LayerScaling | None, says: list[str])
     warnings = context_size.warnings(n_ctx, TRAINED, scaling)
     assert len(warnings) == len(says)
     assert all(text in warning for text, warning in zip(says, warnings, strict=True))
+
+
+def test_a_context_within_a_plan_of_none() -> None:
+    by_length = replace(scales(1, 4, tested=1024), shorter=(ShorterPlan(512, None),))
+    assert context_size.choose(0, TRAINED, by_length)[0] == 1024
+    (warning,) = context_size.warnings(512, TRAINED, by_length)
+    assert "512 tokens runs unscaled: the file's scales are for more than 512" in warning
+    assert context_size.warnings(1024, TRAINED, by_length) == []
+    assert "nothing stretches it" in context_size.describe(512, "", TRAINED, by_length)
+    assert "stretched by 1 to 4" in context_size.describe(1024, "", TRAINED, by_length)
 
 
 def test_the_line_in_the_log() -> None:

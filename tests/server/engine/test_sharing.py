@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,59 +23,18 @@ from ropebend.scaling import LayerScaling
 from ropebend.server.engine.engine import Engine
 from ropebend.server.engine.events import Completed, Embedding, Event, Failed, Finished, Piece
 from ropebend.server.engine.outputs import Outputs
-from ropebend.server.engine.requests import Embed, Generation, Request, Submission
+from ropebend.server.engine.requests import Embed, Generation, Submission
 from ropebend.server.engine.sampling import Sampling
 from ropebend.server.engine.writer import EmbeddingWriter, TextWriter
 
-from ..conftest import SCALES, engine_options, wait_for, write_model
+from ..conftest import SCALES, write_model
 from ..exactness import Reference, assert_nearly_all_equal, assert_same
+from .conftest import Answers
 
 GREEDY = Sampling(temperature=0)
 DOCUMENT = [3 + b for b in b"the dog and the sun said to play with a big little tree on happy days " * 2]
 QUESTIONS = [[*DOCUMENT, *(3 + b for b in f"Q{i}:".encode())] for i in range(8)]
 N_NEW = 12
-
-
-class Answers:
-    """Runs many jobs at once and gathers what came of them."""
-
-    def __init__(self, engine: Engine):
-        self.engine = engine
-
-    def ask(self, requests: Sequence[Request]) -> tuple[list[str], list[Finished]]:
-        """Each request as a job of its own, all at once."""
-        events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
-        for i, request in enumerate(requests):
-            self.engine.submit([request], lambda event, i=i: events.put((i, event)))  # type: ignore[misc]
-        texts, finishes, n_open = [""] * len(requests), [Finished(0, "stop", 0)] * len(requests), len(requests)
-        while n_open:
-            i, event = events.get(timeout=60)
-            assert not isinstance(event, Failed), event
-            if isinstance(event, Piece):
-                texts[i] += event.text
-            elif isinstance(event, Finished):
-                finishes[i] = event
-            n_open -= isinstance(event, Completed)
-        return texts, finishes
-
-
-@pytest.fixture
-def load(tmp_path: Path) -> Iterator[Callable[..., Answers]]:
-    engines: list[Engine] = []
-
-    def make(path: Path, **options: Any) -> Answers:
-        engine = Engine(engine_options(path, **options))
-        engines.append(engine)
-        engine.start()
-        wait_for(lambda: engine.facts or engine.failure)
-        assert engine.failure is None
-        return Answers(engine)
-
-    yield make
-    for engine in engines:
-        engine.scheduler.pool.clear_cached()
-        assert engine.scheduler.pool.n_free == engine.scheduler.pool.n_cells
-        assert engine.stop(60)
 
 
 @pytest.mark.parametrize("flash_attn", [False, True])
