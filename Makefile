@@ -54,7 +54,7 @@ $(VENV)/.llama: $(VENV)/.python tools/install_llama.py
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.llama $(SOURCES)
-	@rm -f plugin/*.so # of another Python, and found first
+	@rm -f plugin/_native.cpython-* # of an earlier version, and found first
 	$(PIP) install $(EDITABLE) .
 	@touch $@
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ropebend.errors import FileError, RopebendError, ScalesError, UsageError
+from ropebend.errors import FileError, RopebendError, ScalesError, TextError, UsageError
 
 if TYPE_CHECKING:
     from ropebend.context import Context
@@ -28,6 +28,7 @@ __all__ = [
     "RopeMethod",
     "RopebendError",
     "ScalesError",
+    "TextError",
     "UsageError",
     "__version__",
 ]

@@ -28,6 +28,10 @@ class ScalesError(RopebendError):
     """Scales that cannot be: a number out of range, a key missing, or made for another model."""
 
 
+class TextError(RopebendError):
+    """A text that cannot be tokenised: no Unicode, or too long a word."""
+
+
 def named(path: object, error: RopebendError) -> RopebendError:
     """The same error with the name of the file in front."""
     return type(error)(f"{path}: {error}")

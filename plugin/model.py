@@ -118,7 +118,7 @@ class Model(Closing):
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Tokens of `text`.  add_special: BOS/EOS as the model wants; parse_special: control tokens in the text.
 
-        Raises RopebendError for a text that holds half a surrogate pair, or more than 1 MiB without white space.
+        Raises TextError for a text that holds half a surrogate pair, or more than 1 MiB without white space.
         """
         return tokenize(self._vocab, text, add_special, parse_special)
 

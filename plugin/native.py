@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ropebend import _native
-from ropebend.errors import RopebendError
+from ropebend.errors import RopebendError, TextError
 from ropebend.plan import Plan
 
 
@@ -235,16 +235,16 @@ def _tokenize_address() -> int:
 def tokenize(vocab: Any, text: str | bytes, add_special: bool, parse_special: bool) -> list[int]:
     """``llama_tokenize`` for any text; it alone overruns the stack on tens of thousands of letters without a blank.
 
-    vocab: a ``llama_vocab *``.  Raises RopebendError for a text that cannot be tokenised.
+    vocab: a ``llama_vocab *``.  Raises TextError for one that cannot be tokenised.
     """
     try:
         data = text.encode() if isinstance(text, str) else text
         address = ctypes.cast(vocab, ctypes.c_void_p).value or 0
         tokens = _native.tokenize(_tokenize_address(), address, data, add_special, parse_special)
     except UnicodeEncodeError as e:
-        raise RopebendError(f"the text is no Unicode: half a surrogate pair at character {e.start}") from None
+        raise TextError(f"the text is no Unicode: half a surrogate pair at character {e.start}") from None
     except (ValueError, MemoryError) as e:
-        raise RopebendError(str(e)) from None
+        raise TextError(str(e)) from None
     return np.frombuffer(tokens, np.int32).tolist()
 
 

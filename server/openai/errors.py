@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from ropebend.errors import TextError
 from ropebend.server.engine import Unavailable
 
 
@@ -71,6 +72,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Unavailable)
     async def not_now(_request: Request, e: Unavailable) -> Response:
         return unavailable(str(e)).response()
+
+    @app.exception_handler(TextError)
+    async def no_tokens(_request: Request, e: TextError) -> Response:
+        return ApiError(400, str(e), code="invalid_value").response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, e: RequestValidationError) -> Response:

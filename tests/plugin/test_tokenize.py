@@ -9,7 +9,7 @@ import gguf
 import pytest
 from random_models import add_bpe, write_llama
 
-from ropebend import Llama, Model, RopebendError
+from ropebend import Llama, Model, RopebendError, TextError
 from ropebend.native import captured_log, read_metadata
 
 #: Every name that llama-vocab.cpp compares ``tokenizer.ggml.pre`` with.
@@ -77,7 +77,7 @@ def tekken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_mebibyte_without_white_space_is_the_longest_run(tekken: Path) -> None:
     with Model(tekken) as model:
         assert len(model.tokenize("A" * 2**20, add_special=False)) == 2**20
-        with pytest.raises(RopebendError, match="1048577 bytes without white space in between, at most 1048576"):
+        with pytest.raises(TextError, match="1048577 bytes without white space in between, at most 1048576"):
             model.tokenize("A" * (2**20 + 1))
         words = "word " * 220_000  # however long the whole is
         assert len(model.tokenize(words, add_special=False)) == len(words)
@@ -100,7 +100,7 @@ def test_a_tokenizer_in_which_two_blanks_abort_is_refused(tmp_path: Path) -> Non
 
 
 def test_half_a_surrogate_pair_is_named(plain: Model) -> None:
-    with pytest.raises(RopebendError, match="half a surrogate pair at character 2"):
+    with pytest.raises(TextError, match="half a surrogate pair at character 2"):
         plain.tokenize("ab\ud800")
 
 

@@ -272,3 +272,14 @@ def test_one_long_prompt_among_many_refuses_them_all(http: httpx.Client) -> None
     assert error["code"] == "context_length_exceeded"
     assert f"{N_CTX_TRAIN} tokens" in error["message"]
     assert "1005 tokens (1000 in your prompt; 5 for the completion)" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("a" * (2**20 + 1), "1048577 bytes without white space"), ("ab\ud800", "half of a surrogate pair")],
+)
+def test_a_text_that_cannot_be_tokenised(http: httpx.Client, text: str, says: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = http.post("/tokenize", content=json.dumps({"content": text}), headers=headers)
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]["message"]
