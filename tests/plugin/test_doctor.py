@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import real_models
 
 from ropebend import LayerScaling, Model
 from ropebend.doctor import METHODS, Check, compare_with_numpy, examine, ranges
@@ -28,6 +29,12 @@ def change(monkeypatch: pytest.MonkeyPatch, how: Callable[[Plan], Plan]) -> None
 def test_healthy(plain: Model, wide: Model) -> None:
     assert failed(examine(plain, n_threads=1, full=True)) == []
     assert failed(examine(wide, n_threads=1, type_k="q8_0", flash_attn=True)) == []
+
+
+def test_a_real_model_with_large_keys() -> None:
+    """f16 rounds Gemma's largest keys by more than most of its keys are long."""
+    with Model(real_models.find(real_models.GEMMA)) as model:
+        assert failed(examine(model, n_threads=1)) == []
 
 
 def test_a_plan_that_is_not_applied_is_found(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:

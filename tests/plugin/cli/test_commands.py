@@ -163,11 +163,15 @@ def test_gpu_layers_without_a_gpu_say_that_they_do_nothing(tmp_path: Path) -> No
 def test_doctor_on_a_plain_and_a_scaled_model(tmp_path: Path) -> None:
     scaled = write_llama(tmp_path / "scaled.gguf", scaling=LayerScaling((1.0, 2.0, 3.0)))
     out = ropebend("doctor", scaled, "-t", 1, cwd=tmp_path).stdout
-    assert "6 rope nodes in layers 0–2" in out
-    assert "15 of 15 rope nodes compared" in out  # two decodes, and a K-shift between them
-    assert "scales in the file: 1–3" in out
-    assert out.count("bit for bit") == 3
-    assert "FAIL" not in out
+    assert "scales in the file: scale 1–3" in out
+    assert "3 of 3 layers rotate, and each of their rope nodes was found\n" in out
+    assert "scales work on this model; --full checks more" in out
+    full = ropebend("doctor", scaled, "-t", 1, "--full", "--details", cwd=tmp_path).stdout
+    assert "6 rope nodes in layers 0–2" in full
+    assert full.count("15 of 15 rope nodes,") == 5  # two decodes, and a K-shift between them; every method too
+    assert full.count("bit for bit") == 3
+    for text in out, full:
+        assert "FAIL" not in text
 
 
 def test_doctor_on_a_yarn_model_where_the_flag_means_something_else(tmp_path: Path) -> None:
@@ -176,14 +180,16 @@ def test_doctor_on_a_yarn_model_where_the_flag_means_something_else(tmp_path: Pa
         "llama.rope.scaling.original_context_length": 64,
     }  # fmt: skip
     path = write_llama(tmp_path / "yarn.gguf", fields=fields)
-    out = ropebend("doctor", path, "-t", 1, cwd=tmp_path).stdout
-    assert "15 of 15 rope nodes compared" in out  # two decodes, and a K-shift between them
+    out = ropebend("doctor", path, "-t", 1, "--full", "--details", cwd=tmp_path).stdout
+    assert out.count("15 of 15 rope nodes,") == 4  # two decodes, and a K-shift between them
+    assert "llama.cpp's own flag is no measure for this model, which has YaRN" in out
+    assert "method yarn does not go with this model, and is refused" in out
 
 
 def test_doctor_leaves_out_the_shift_that_llama_cpp_would_abort_in(tmp_path: Path) -> None:
-    out = ropebend("doctor", NEEDLE, "--cache-type-k", "bf16", "-t", 1, cwd=tmp_path).stdout
-    assert "12 of 12 rope nodes compared" in out
-    assert "K-shift (context shift) not checked: a K cache of type bf16 cannot be shifted" in out
+    out = ropebend("doctor", NEEDLE, "--cache-type-k", "bf16", "-t", 1, "--details", cwd=tmp_path).stdout
+    assert "12 of 12 rope nodes," in out
+    assert "context shift not checked: a K cache of type bf16 cannot be shifted" in out
 
 
 @pytest.mark.parametrize(
