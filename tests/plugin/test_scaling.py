@@ -34,7 +34,10 @@ BY_LENGTH = LayerScaling(
     up_to=512,
 )
 free_keys = st.text().filter(
-    lambda k: k not in {"format", "architecture", "block_count", "layer_scale", "curve", "rope", "provenance"}
+    lambda k: (
+        k not in {"format", "architecture", "block_count", "layer_scale", "curve", "rope", "provenance"}
+        and k not in {"layer_attn_factor", "attn_curve", "plans"}
+    )
 )
 methods = st.sampled_from(
     [RopeMethod(), RopeMethod("linear", 4.0), RopeMethod("ntk", 2.5), RopeMethod("dynamic-ntk", 2.0, 1024),
