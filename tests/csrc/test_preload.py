@@ -91,6 +91,8 @@ def test_both_numbers_are_the_hooks_bit_for_bit(tmp_path: Path, plain: Path, dec
     assert "1.1 to 2.5, method none, factor 1, attention factors 0.8 to 1.25\n" in ours.stderr
     for got, expected in zip(rows(ours), in_process(plain, SECOND), strict=True):
         assert np.array_equal(got, expected)
+    for got, expected in zip(rows(ours), in_process(tmp_path / "both.gguf"), strict=True):
+        assert np.array_equal(got, expected)
 
 
 def test_plans_by_length_go_by_the_size_of_the_cache(tmp_path: Path, plain: Path, decode: Path) -> None:
@@ -102,6 +104,9 @@ def test_plans_by_length_go_by_the_size_of_the_cache(tmp_path: Path, plain: Path
     assert "attention factors 0.8 to 1.25, the plan for more than 256 tokens\n" in long.stderr
     for got, expected in zip(rows(long), in_process(plain, SECOND, 512), strict=True):
         assert np.array_equal(got, expected)
+    for n_ctx, done in ((256, short), (512, long)):
+        for got, expected in zip(rows(done), in_process(path, n_ctx=n_ctx), strict=True):
+            assert np.array_equal(got, expected)
     assert "the plan for more than 256 tokens" in preloaded(decode, 2048, path).stderr  # beyond all of them the last
 
 

@@ -14,6 +14,7 @@ from random_models import SHAPE, weights, write_llama
 
 from ropebend import Context, LayerScaling, Model, RopebendError, RopeMethod
 from ropebend.plan import stretched
+from ropebend.scaling import ShorterPlan
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(1, 257, 40)]
 F32 = npt.NDArray[np.float32]
@@ -197,6 +198,28 @@ def test_attention_factors_tell_plans_apart() -> None:
         stretched((1.0, 2.0), RopeMethod(), None, factors) for factors in (None, (1.0, 1.0), (1.0, 1.1), (1.1, 1.0))
     ]
     assert len({plan.hash for plan in plans}) == 3
+
+
+def test_plans_by_length_follow_the_cells_of_one_sequence(plain: Model) -> None:
+    """A plan "none" is the unscaled model bit for bit, K-shift included; the bound itself belongs to it."""
+    middle = LayerScaling((1.5, 1.0, 2.0), layer_attn_factor=(1.0, 1.25, 0.9))
+    last = LayerScaling((2.0, 3.0, 1.0))
+    plans = dataclasses.replace(last, shorter=(ShorterPlan(256, None), ShorterPlan(512, middle)))
+    bare = {"hooked": False}
+    for n_ctx, expected in (
+        (256, bare),
+        (512, {"scaling": middle}),
+        (768, {"scaling": last}),
+        (2048, {"scaling": last}),
+    ):
+        options = {"n_ctx": n_ctx, "scaling": plans}
+        assert np.array_equal(logits(plain, **options), logits(plain, **{"n_ctx": n_ctx, **expected}))
+        assert np.array_equal(shifted_logits(plain, **options), shifted_logits(plain, **{"n_ctx": n_ctx, **expected}))
+    with open_context(plain, n_ctx=2048, n_seq_max=8, kv_unified=False, scaling=plans) as context:
+        assert context.plan is None  # 256 cells each
+        context.set_scaling(plans, 257)
+        assert context.plan is not None
+        assert context.plan.hash == stretched(middle.layer_scale, RopeMethod(), None, middle.layer_attn_factor).hash
 
 
 def test_scales_multiply_the_linear_factor_of_the_file(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`ropebend.Llama` against llama-cpp-python's own class."""
 
 import ctypes
+import dataclasses
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from random_models import write_llama
 
 from ropebend import LayerScaling, Llama, RopebendError
+from ropebend.scaling import ShorterPlan
 
 OPTIONS: dict[str, Any] = {"n_ctx": 128, "n_threads": 1, "verbose": False}
 PROMPT = "Once upon a time there was"
@@ -95,6 +97,17 @@ def test_the_file_carries_the_scales(tmp_path: Path, expected: dict[float, str])
     scaled.set_scaling("file")
     assert text(scaled) == expected[0.5]
     scaled.close()
+
+
+def test_plans_by_length_go_by_the_context(tmp_path: Path, expected: dict[float, str]) -> None:
+    plans = dataclasses.replace(HALF, shorter=(ShorterPlan(256, None),))
+    path = str(write_llama(tmp_path / "plans.gguf", scaling=plans))
+    for n_ctx, freq_scale in ((128, 1.0), (256, 1.0), (512, 0.5)):
+        llm = Llama(path, **{**OPTIONS, "n_ctx": n_ctx})
+        assert text(llm) == expected[freq_scale]
+        state = llm.save_state()
+        assert (state.ropebend_plan == "0") == (freq_scale == 1.0)
+        llm.close()
 
 
 def test_pickling_keeps_the_scales(llm: Llama, expected: dict[float, str]) -> None:
