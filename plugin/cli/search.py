@@ -349,7 +349,8 @@ def plan_in_words(spec: SearchSpec, cost: Cost) -> list[str]:
     ]
     late = cost.late * cost.seconds
     if budget.unit == "seconds":
-        total = budget.amount - cost.spent
+        total = max(0.0, budget.amount - cost.spent)
+        late = min(late, total)
     elif budget.unit == "tokens":
         total = (budget.amount / max(cost.n_tokens, 1)) * cost.seconds + late
     else:

@@ -76,6 +76,11 @@ class Measurer:
         so that a budget in time is shared out as it was."""
         if self._before and not self.n_measured:
             return self._replayed
+        return self.spent
+
+    @property
+    def spent(self) -> float:
+        """What the run has taken until now, all its resumes together."""
         return self._before + time.monotonic() - self._started
 
     def cost(self, task: int) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from ropebend.files import write_bytes
 from ropebend.search import plot
 from ropebend.search.outcome import UNSCALED, Outcome
 from ropebend.search.spec import SearchSpec
-from ropebend.search.verdict import verdict
+from ropebend.search.verdict import rival, verdict
 from ropebend.shell import command
 from ropebend.tasks.task import Task
 
@@ -63,7 +63,11 @@ def next_commands(outcome: Outcome, folder: Path, whole: Path | None = None) -> 
         lines.append(f"go on:  {resume}   # {duration(outcome.left)} left")
     if set(outcome.layers.layer_scale) != {1.0}:
         add = command("ropebend", "add-scales", Path(outcome.spec.model), folder / "factors.json")
-        lines.append(f"next:   {add}" + ("   # not judged yet" if not outcome.tests else ""))
+        if not outcome.tests:
+            add += "   # not judged yet"
+        elif outcome.tests[outcome.main.name][0].against(outcome.tests[rival(outcome)[0]][0]).low <= 0:
+            add += f"   # no clear gain over {rival(outcome)[1]}"
+        lines.append(f"next:   {add}")
     return lines
 
 

@@ -133,7 +133,7 @@ class _Run:
         if self.spec.open is not None:
             self.spec = fitted(self.spec, seconds, measurer.seconds)
             self.settle(self.spec)
-        cost = cost_of(self.spec, tokens, seconds, measurer.lengths[0], measurer.seconds)
+        cost = cost_of(self.spec, tokens, seconds, measurer.lengths[0], measurer.spent)
         budget = Budget.parse(self.spec.budget)
         if budget.unit == "seconds":
             self.end = budget.amount
