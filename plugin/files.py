@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -24,7 +25,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
                 os.chmod(f.name, 0o666 & ~_umask())
                 os.replace(f.name, path)
             except BaseException:
-                os.unlink(f.name)
+                with contextlib.suppress(FileNotFoundError):  # interrupted right after it took its place
+                    os.unlink(f.name)
                 raise
     except OSError as e:
         raise FileError(f"{path}: cannot write: {e.strerror}") from None

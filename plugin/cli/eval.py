@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ropebend.cli import options as o
-from ropebend.durations import duration, short_duration
 from ropebend.errors import UsageError
 from ropebend.runtime import Runtime
 from ropebend.shell import command
@@ -18,12 +17,13 @@ from ropebend.shell import command
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ropebend.evaluate import Evaluation, Row
+    from ropebend.cli.grid import Cell
+    from ropebend.evaluate import Evaluation
+    from ropebend.model_info import ModelInfo
+    from ropebend.scaling import LayerScaling
     from ropebend.tasks.task import Task
 
 TIME, WITHIN = "5m", 5.0  # where neither --samples nor --time is given
-LEAST = 5  # items before an interval may end the measurement
-PLAN_AFTER = 4.0  # seconds of the first item that say how long the rest takes
 
 
 @o.takes_runtime(Runtime())
@@ -32,6 +32,13 @@ def eval_command(
     task: o.Task = "kv",
     keys: o.Keys = None,
     length: o.Length = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="1k,2k,4k", show_default=False,
+            help="A heat map: these lengths by --depths (a number: so many), unscaled and scaled side by side.",
+        ),
+    ] = None,
     documents: o.Documents = None,
     data: o.Data = None,
     text: o.Text = None,
@@ -83,64 +90,65 @@ def eval_command(
     """
     if factors is not None and not scaling:
         raise UsageError("--factors and --no-scaling contradict each other")
-    o.check_effect(task, data, seed=seed, depths=depths, keys=keys, length=length, protocol=protocol, text=text)
-    at = o.numbers(o.DEPTHS if depths is None else depths, "--depths", 0, 1)
-    options = o.task_options(
-        task, seed=f"eval-{1 if seed is None else seed}", depths=at, extra=task_option, keys=keys, length=length,
-        documents=documents, data=data, text=text, protocol=protocol, chat=chat,
-    )  # fmt: skip
-    limit = o.seconds(time_limit or (TIME if samples is None else None), "--time")
+    if lengths is not None and (length is not None or keys is not None or documents is not None):
+        raise UsageError("--lengths takes the place of --length, --keys and --documents")
+    from ropebend.cli import grid
+
+    suite = task == "ruler:all"
+    if suite and (lengths is not None or depths is not None or protocol is not None):
+        raise UsageError("ruler:all is the published suite: no --lengths, --depths or --protocol; give one --length")
+    if not suite:
+        o.check_effect(task, data, seed=seed, depths=depths, keys=keys, length=length, protocol=protocol, text=text)
+    at = o.numbers(o.DEPTHS if depths is None else grid.depths_of(depths), "--depths", 0, 1)
+    given = {"length": length, "data": data, "text": text, "chat": chat}
+    seeded = f"eval-{1 if seed is None else seed}"
+    many = lengths is not None or suite
+    limit = o.seconds(time_limit or ((grid.TIME if many else TIME) if samples is None else None), "--time")
     if within is None and samples is None:
         within = WITHIN
 
     from rich.console import Console
 
-    console = Console(stderr=True)
-    console.print(f"{model}: loading", highlight=False, markup=False)
-
-    from ropebend.evaluate.results import ResultFile, label
-    from ropebend.model import scaling_for
-    from ropebend.model_info import ModelInfo
-    from ropebend.search.digest import model_sample, versions
     from ropebend.tasks import make_task
 
-    measured = make_task(task, options)
-    # one model's results under other scales or on other sizes do not overwrite each other
-    which = f".{factors.stem}" if factors is not None else "" if scaling else ".unscaled"
-    out = output or Path(f"{model.stem}{which}.{label(measured)}.json")
-    o.check_writable(out)
+    def make(n: int | None) -> Task:
+        options = o.task_options(
+            task, seed=seeded, depths=at, extra=task_option, keys=keys, documents=documents, protocol=protocol,
+            **{**given, "length": n},
+        )  # fmt: skip
+        return make_task(task, options)
+
+    console = Console(stderr=True)
+    missing: dict[str, str] = {}
+    if suite:
+        cells, missing = grid.of_suite({"seed": seeded, **{k: v for k, v in given.items() if v is not None}})
+    else:
+        cells = grid.of_lengths(lengths, make) if lengths is not None else [grid.Cell("", make(length), 1.0)]
+    console.print(f"{model}: loading", highlight=False, markup=False)
+
+    from ropebend.model import scaling_for
+    from ropebend.model_info import ModelInfo
+
     info = ModelInfo.read(model)
     chosen = scaling_for(info, factors) if scaling else None
-    file = ResultFile(
-        out,
-        {
-            "model": [*model_sample(model).values()], "task": measured.config(), "versions": versions(),
-            "scaling": chosen.to_json() if chosen is not None else None,
-            "runtime": {k: v for k, v in runtime.context.items() if k != "n_threads"},
-        },
-    )  # fmt: skip
-    rows, report = ([], {}) if force else file.read(measured)
-    if rows:
-        console.print(f"{len(rows)} items are in {out} already; --force measures them anew", highlight=False)
-    if samples is not None and len(rows) >= samples:
-        rows = rows[:samples]
-        stopped = None
-    else:
-        measurement = _Measurement(console, file, measured, rows, limit, within)
-        stopped = measurement.run(model, runtime, samples, chosen, report, versions())
-        rows, report = measurement.rows, measurement.about
+    run = _Run(console, model, info, factors, runtime, samples, within, force)
+    if many:
+        sides = [("unscaled", False)] if chosen is None else [("unscaled", False), ("scaled", True)]
+        run.many(cells, sides, chosen, limit, output, missing, suite=suite)
+        return
+    measured = cells[0].task
+    out = output or run.path(measured, chosen, named_unscaled=not scaling)
+    result, report, stopped = run.one(measured, chosen, out, limit)
 
-    from ropebend.evaluate import Evaluation
     from ropebend.evaluate.diagnosis import diagnosis
 
-    result = Evaluation.of(measured, rows)
     part = chosen.at(report["tokens"]) if chosen is not None else None
     scales = "unscaled" if part is None else str(part)
     config = measured.config()
     what = ", ".join(f"{k} {v}" for k, v in config.items() if k not in ("name", "depths", "seed") and v is not None)
     print(f"{info.name}: {measured.name}, up to {report['tokens']} tokens (trained at {info.n_ctx_train})")
     chat_said = "; in the model's chat template" if report.get("chat") else ""
-    print(f"{what}; {scales}{chat_said}; {len(rows)} items" + (f", then {stopped}" if stopped else "") + "\n")
+    print(f"{what}; {scales}{chat_said}; {result.n_items} items" + (f", then {stopped}" if stopped else "") + "\n")
     print(accuracy_table([(result.measure, result)]))
     if sentence := diagnosis(measured, result, report.get("easy")):
         print(f"\n{sentence}")
@@ -167,145 +175,96 @@ def _again(name: str, arguments: list[str], *more: str) -> str:
     return command("ropebend", *rest, *more)
 
 
-class _Measurement:
-    """Items one after another, each saved at once, with a plan and the remaining time from the first seconds on."""
+@dataclass(frozen=True)
+class _Run:
+    """What all measurements of one call share."""
 
-    def __init__(
-        self, console: Console, file: Any, task: Task, rows: list[Row], limit: float | None, within: float | None
-    ):
-        from ropebend.evaluate.pace import Pace
+    console: Console
+    model: Path
+    info: ModelInfo
+    factors: Path | None
+    runtime: Runtime
+    samples: int | None
+    within: float | None
+    force: bool
 
-        self.console, self.file, self.task, self.rows = console, file, task, [*rows]
-        self.n_before = len(rows)
-        self.limit, self.within = limit, within
-        self.about: dict[str, Any] = {}
-        self.started = time.monotonic()
-        self.pace = Pace()
-        self.item_seconds: list[float] = []
-        self.part = 0.0  # of the item in work
-        self.planned = False
+    def path(self, task: Task, scaling: LayerScaling | None, *, named_unscaled: bool) -> Path:
+        """Where results go: one model's under other scales or on other sizes do not overwrite each other."""
+        from ropebend.evaluate.results import label
 
-    def run(
-        self, model: Path, runtime: Runtime, samples: int | None, chosen: Any, report: dict[str, Any],
-        versions: dict[str, str],
-    ) -> str | None:  # fmt: skip
-        """Measure.  Why it ended before all items were measured, or None."""
-        from ropebend.cli.progress import Bar, stopping_kindly
-        from ropebend.evaluate import Evaluation, open_evaluator
-        from ropebend.model import Model
+        which = f".{self.factors.stem}" if self.factors is not None and scaling is not None else ""
+        return Path(f"{self.model.stem}{'.unscaled' if named_unscaled else which}.{label(task)}.json")
 
-        with (
-            stopping_kindly(),
-            Model(model, n_gpu_layers=runtime.n_gpu_layers) as loaded,
-            open_evaluator(loaded, self.task, samples, runtime) as evaluator,
-            Bar(self.console, time.monotonic) as bar,
-        ):
-            self.evaluator, self.bar, self.n_items = evaluator, bar, evaluator.n_items
-            before = float(report.get("seconds", 0.0))
-            evaluator.set_scaling(chosen)
-            evaluator.on_tokens = self._computed
-            try:
-                for i in range(len(self.rows), self.n_items):
-                    began = time.monotonic()
-                    self.item, self.done = i, 0
-                    self.pace.start()
-                    self.rows.append(evaluator.measure(i))
-                    self.item_seconds.append(time.monotonic() - began)
-                    self.part = 0.0
-                    self._plan()
-                    self._show()
-                    result = Evaluation.of(self.task, self.rows)
-                    self.about = {
-                        "model": str(model), "task": self.task.config(), "n_ctx_train": loaded.info.n_ctx_train,
-                        "tokens": evaluator.n_tokens, "interrupted": i + 1 < self.n_items,
-                        "lead_in": evaluator.lead_in, "chat": evaluator.chat,
-                        "easy": evaluator.easy, "versions": versions,
-                        "seconds": round(before + time.monotonic() - self.started, 1),
-                    }  # fmt: skip
-                    why = self._enough(result)
-                    if why is not None:
-                        self.about["interrupted"] = False
-                    self.file.write(result, chosen, **self.about)
-                    if why is not None:
-                        return why
-            except KeyboardInterrupt:
-                if not self.rows:
-                    raise
-                self.about = self.about or report
-                return "interrupted"
-            self.about = self.about or report
-        return None
+    def one(
+        self, task: Task, scaling: LayerScaling | None, out: Path, limit: float | None
+    ) -> tuple[Evaluation, dict[str, Any], str | None]:
+        """Measure a task and write the file: figures, the report, and why it ended before all items, if it did."""
+        from ropebend.cli.measurement import Measurement
+        from ropebend.evaluate import Evaluation
+        from ropebend.evaluate.results import ResultFile
+        from ropebend.search.digest import model_sample, versions
 
-    def _enough(self, result: Evaluation) -> str | None:
-        """Why no further item is wanted, or None."""
-        if self.within is not None and result.n_items >= LEAST and result.interval is not None:
-            low, high = result.interval
-            share = 1.0 if result.measure == "accuracy" else result.figure
-            if (high - low) / 2 <= self.within / 100 * share:
-                return f"known to ±{self.within:g} {'points' if result.measure == 'accuracy' else '%'}"
-        spent = time.monotonic() - self.started
-        if self.limit is not None and spent + self._per_item() > self.limit:
-            return f"{duration(self.limit)} were up"
-        return None
-
-    # ---- how long it takes
-
-    def _computed(self, n_tokens: int, position: int) -> None:
-        """Some tokens of the item in work went through the model."""
-        self.pace.add(n_tokens, position)
-        self.done += n_tokens
-        self.part = min(1.0, self.done / max(self.evaluator.n_to_compute(self.item), 1))
-        if self.pace.seconds >= PLAN_AFTER:
-            self._plan()
-        self._show()
-
-    def _per_item(self) -> float:
-        if self.item_seconds:
-            return sum(self.item_seconds) / len(self.item_seconds)
-        return self.pace.predict(self.evaluator.n_to_compute(self.item))
-
-    def _left(self) -> float:
-        """Seconds, at most."""
-        items = (self.n_items - len(self.rows) - self.part) * self._per_item()
-        if self.limit is None:
-            return items
-        return min(items, max(0.0, self.limit - (time.monotonic() - self.started)))
-
-    def _show(self) -> None:
-        left, spent = self._left(), time.monotonic() - self.started
-        note = f"{len(self.rows)} items"
-        self.bar.show(self.task.name, spent / max(spent + left, 1e-9), left if self.pace.n_tokens else None, note)
-
-    def _plan(self) -> None:
-        """Say once what it will take."""
-        if self.planned or not self.pace.n_tokens:
-            return
-        self.planned = True
-        n_tokens, seconds = self.evaluator.n_to_compute(self.item), self._per_item()
-        speed = self.pace.n_tokens / max(self.pace.seconds, 1e-9)
-        n_questions = len(getattr(self.task, "depths", ())) or 1
-        asked = f", {n_questions} questions each" if n_questions > 1 else ""
-        say = self.console.print
-        say(
-            f"{self.task.name}: items of {n_tokens:,} prompt tokens{asked}; {speed:,.0f} tokens/s, about "
-            f"{seconds:.2g} s an item",
-            highlight=False, markup=False,
+        o.check_writable(out)
+        file = ResultFile(
+            out,
+            {
+                "model": [*model_sample(self.model).values()], "task": task.config(), "versions": versions(),
+                "scaling": scaling.to_json() if scaling is not None else None,
+                "runtime": {k: v for k, v in self.runtime.context.items() if k != "n_threads"},
+            },
         )  # fmt: skip
-        n_left = self.n_items - self.n_before
-        if self.limit is None:
-            say(f"{n_left} items, {duration(n_left * seconds)}; Ctrl-C keeps the finished ones", highlight=False)
-            return
-        n_fit = int(self.limit / max(seconds, 1e-9))
-        within = f", fewer if the accuracy is known to ±{self.within:g} points before" if self.within else ""
-        say(
-            f"{duration(self.limit)} hold {min(n_fit, n_left)} items{within}; Ctrl-C keeps the finished ones",
-            highlight=False,
-        )
-        if n_fit < LEAST:
-            say(
-                f"warning: too few to tell much; --time {short_duration(LEAST * 4 * seconds)} would hold {LEAST * 4}",
-                highlight=False,
-            )
+        rows, report = ([], {}) if self.force else file.read(task)
+        stopped = None
+        if rows:
+            self.console.print(f"{len(rows)} items are in {out} already; --force measures them anew", highlight=False)
+        if self.samples is not None and len(rows) >= self.samples:
+            rows = rows[: self.samples]
+        else:
+            measurement = Measurement(self.console, file, task, rows, limit, self.within)
+            stopped = measurement.run(self.model, self.runtime, self.samples, scaling, report, versions())
+            rows, report = measurement.rows, measurement.about
+        return Evaluation.of(task, rows), report, stopped
+
+    def many(
+        self, cells: list[Cell], sides: list[tuple[str, bool]], scaling: LayerScaling | None, limit: float | None,
+        output: Path | None, missing: dict[str, str], *, suite: bool,
+    ) -> None:  # fmt: skip
+        """Measure every cell, unscaled and scaled, and show them together; the picture goes beside the files."""
+        from rich.console import Console as Output
+
+        from ropebend.cli import grid
+        from ropebend.files import write_bytes
+
+        task = cells[0].task
+        which = f".{self.factors.stem}" if self.factors is not None else ""
+        picture = output or Path(f"{self.model.stem}{which}.{task.name.replace(':', '-')}.lengths.png")
+        if suite and output is not None:
+            raise UsageError("--output has no effect on ruler:all: each task has a file of its own")
+        if not suite and not getattr(task, "depths", ()):
+            raise UsageError(f"--lengths: {task.name} has no depths to draw; give one --length at a time")
+        if not suite:
+            o.check_writable(picture)
+
+        def measure(task: Task, scaled: bool, seconds: float | None) -> tuple[Evaluation, str | None]:
+            used = scaling if scaled else None
+            out = self.path(task, used, named_unscaled=scaling is not None and not scaled)
+            result, _, stopped = self.one(task, used, out, seconds)
+            return result, stopped
+
+        results, interrupted = grid.measure_all(cells, sides, limit, measure)
+        if not any(results.values()):
+            raise KeyboardInterrupt
+        if suite:
+            print(grid.suite_table(results, missing))
+        else:
+            title = f"{self.info.name}: {task.name} (trained at {self.info.n_ctx_train:,} tokens)"
+            Output(highlight=False).print(f"{title}; right answers, %")
+            Output().print(grid.heat_map(results))
+            write_bytes(picture, grid.picture(title, results))
+            print(f"\nwrote {picture}")
+        if interrupted:
+            print("go on:  the same command again")
+            raise typer.Exit(130)
 
 
 def accuracy_table(rows: list[tuple[str, Evaluation]]) -> str:

@@ -44,7 +44,8 @@ Task = Annotated[
     str,
     typer.Option(
         help="kv (key-value retrieval), passkey, longeval (lines), mdqa (multi-document question answering), "
-        "ruler:NAME (RULER's thirteen, as ruler:niah_multikey_2), perplexity, or a .py file; see docs/tasks.md."
+        "ruler:NAME (RULER's thirteen, as ruler:niah_multikey_2, or ruler:all in eval), perplexity, "
+        "or a .py file; see docs/tasks.md."
     ),
 ]
 Keys = Annotated[

@@ -90,8 +90,8 @@ def test_sigterm_and_kill_lose_the_item_in_work_only(tmp_path: Path) -> None:
             while run.poll() is None and (not out.exists() or json.loads(out.read_text())["samples"] < before + 3):
                 os.sched_yield()
             run.send_signal(kind)
-            said, _ = run.communicate()
-        assert run.returncode == code
+            said, err = run.communicate()
+        assert run.returncode == code, err.decode()
         samples = json.loads(out.read_text())["samples"]
         assert samples >= before + 3
         before = samples
