@@ -14,6 +14,8 @@ import typer
 from ropebend.cli.options import takes_runtime
 from ropebend.errors import RopebendError, UsageError
 from ropebend.runtime import Runtime
+from ropebend.server.openai.defaults import Defaults
+from ropebend.server.sampling_options import takes_sampling
 
 if TYPE_CHECKING:
     from ropebend.server.chat.chats import Chats
@@ -30,6 +32,7 @@ RUNTIME = Runtime(n_ubatch=512, flash_attn=True)
 
 
 @takes_runtime(RUNTIME)
+@takes_sampling
 def serve(
     model: Annotated[
         Path,
@@ -71,6 +74,7 @@ def serve(
         ),
     ] = 0,
     runtime: Runtime = RUNTIME,
+    defaults: Defaults = Defaults(),
     alias: Annotated[
         list[str] | None,
         typer.Option(
@@ -218,7 +222,15 @@ def serve(
     chats.prefill, chats.read_control, chats.reasoning = prefill_assistant, chat_parse_special, reasoning_format
     engine = Engine(options, on_failure=lambda: server.end_now(), on_loaded=chats.prepare)
     names = names_of(model, alias or (), any_model)
-    app = create_app(engine, keys, names=names, chats=chats, cors_origins=cors_origin or [], max_body=max_body_size)
+    app = create_app(
+        engine,
+        keys,
+        names=names,
+        chats=chats,
+        defaults=defaults,
+        cors_origins=cors_origin or [],
+        max_body=max_body_size,
+    )
     server = Server(app, engine, grace, debug=log_level == "debug")
     run(server, engine, host, port)
 

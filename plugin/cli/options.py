@@ -6,7 +6,8 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -151,21 +152,32 @@ RUNTIME_OPTIONS: dict[str, tuple[str, Any]] = {
 
 def takes_runtime(defaults: Runtime) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of llama.cpp in the place of its parameter ``runtime: Runtime``."""
+    return takes("runtime", RUNTIME_OPTIONS, asdict(defaults), Runtime)
+
+
+def takes(
+    parameter: str, options: Mapping[str, tuple[str, Any]], defaults: Mapping[str, Any], make: Callable[..., Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command options in the place of one of its parameters.
+
+    options: field -> name of the parameter (by which typer calls the flag) and its type; defaults: by field; make: the
+    parameter's value from the fields.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(command, include_extras=True)
         parameters: list[inspect.Parameter] = []
         for p in inspect.signature(command).parameters.values():
-            if p.name != "runtime":
+            if p.name != parameter:
                 parameters.append(p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY))
                 continue
-            for field, (name, kind) in RUNTIME_OPTIONS.items():
-                parameters.append(p.replace(name=name, annotation=kind, default=getattr(defaults, field)))
+            for field, (name, kind) in options.items():
+                parameters.append(inspect.Parameter(name, p.KEYWORD_ONLY, annotation=kind, default=defaults[field]))
 
         @functools.wraps(command)
         def wrapper(**given: Any) -> None:
-            fields = {field: given.pop(name) for field, (name, _) in RUNTIME_OPTIONS.items()}
-            command(**given, runtime=Runtime(**fields))
+            fields = {field: given.pop(name) for field, (name, _) in options.items()}
+            command(**given, **{parameter: make(**fields)})
 
         wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from ropebend import __version__
 from ropebend.server.chat.chats import Chats
 from ropebend.server.engine import Engine
 from ropebend.server.openai import chat, completions, embeddings, errors, info, pages, templating, tokens
+from ropebend.server.openai.defaults import Defaults
 from ropebend.server.openai.middleware import BodyLimit, CleanPath, KeyCheck
 from ropebend.server.openai.serving import Names, names_of
 
@@ -22,12 +23,14 @@ def create_app(
     *,
     names: Names | None = None,
     chats: Chats | None = None,
+    defaults: Defaults | None = None,
     cors_origins: Sequence[str] = (),
     max_body: int = 16 * 2**20,
 ) -> FastAPI:
     """The server's application around an engine, which may still be loading.
 
-    api_keys: none: everybody may ask; names: default: the file's; chats: how they become prompts; cors_origins: pages
+    api_keys: none: everybody may ask; names: default: the file's; chats: how they become prompts; defaults: of requests
+    that do not say how to sample; cors_origins: pages
     of these origins may ask ("*": of all); max_body: bytes.
     """
     # FastAPI's own pages would need scripts from elsewhere
@@ -35,6 +38,7 @@ def create_app(
     app.state.engine = engine
     app.state.names = names or names_of(engine.options.model)
     app.state.chats = chats or Chats()
+    app.state.defaults = defaults or Defaults()
     for module in (completions, chat, templating, embeddings, tokens, info, pages):
         app.include_router(module.router)
     errors.install(app)

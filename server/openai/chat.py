@@ -143,10 +143,9 @@ async def prepared(body: ChatRequest, serving: Serving) -> Prepared:
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     if asked is None or asked == -1:
         check_length(len(tokens), 1, facts, "messages")
-        max_tokens = facts.n_ctx - len(tokens)
     else:
         check_length(len(tokens), asked, facts, "messages")
-        max_tokens = asked
+    max_tokens = serving.max_tokens(asked, len(tokens), -1)
     n_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     expected = Expected(
         format_of(template_of(serving).source(with_tools=bool(tools))),

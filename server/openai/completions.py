@@ -27,7 +27,7 @@ class CompletionRequest(GenerationBody):
     neutral = COMPLETION
 
     prompt: Prompts
-    logprobs: Annotated[Int, Field(ge=0, le=5)] | None = None
+    logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
 
     _prompt_shape = field_validator("prompt", mode="before")(prompt_shape)
@@ -93,9 +93,7 @@ async def completions(request: Request, body: CompletionRequest, serving: Served
     facts = serving.facts
     scaled = serving.is_scaled(body.model)
     prompts = await run_in_threadpool(token_lists, body.prompt, "prompt", serving)
-    max_tokens = 16 if body.max_tokens is None else body.max_tokens
-    if max_tokens == -1:
-        max_tokens = max(facts.n_ctx - max(map(len, prompts)), 0)
+    max_tokens = serving.max_tokens(body.max_tokens, max(map(len, prompts)), 16)
     for prompt in prompts:
         check_length(len(prompt), max_tokens, facts, "prompt")
     constraint = await run_in_threadpool(of_body, body.grammar, body.json_schema, serving.engine)

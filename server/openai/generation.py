@@ -9,16 +9,17 @@ from collections.abc import Collection, Sequence
 from typing import Annotated, Any, ClassVar
 
 from fastapi import Request, Response
-from pydantic import Field, field_validator
+from pydantic import Field
 from starlette.responses import JSONResponse
 
-from ropebend.server.engine import Generation, Sampling
+from ropebend.server.engine import Generation
 from ropebend.server.openai.answering import Answering, Form
 from ropebend.server.openai.bodies import Body, Int, Text
 from ropebend.server.openai.constraining import headers_of
 from ropebend.server.openai.errors import ApiError
 from ropebend.server.openai.neutral import GENERATION, STREAM
 from ropebend.server.openai.prompts import MAX_CHOICES
+from ropebend.server.openai.sampling_parameters import SamplingBody
 from ropebend.server.openai.serving import Serving
 from ropebend.server.openai.sse import EventStream, cancelled_on_disconnect
 from ropebend.server.structured.constraints import MAX_GRAMMAR, Constraint
@@ -38,66 +39,20 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class GenerationBody(Body):
+class GenerationBody(SamplingBody):
     """What the bodies of all requests for text have in common."""
 
     neutral = GENERATION
-    other_names: ClassVar = {"n_predict": "max_tokens", "n_cmpl": "n"}
+    other_names: ClassVar = {"n_predict": "max_tokens", "n_cmpl": "n", "typ_p": "typical_p"}
 
     model: Text | None = None
     max_tokens: MaxTokens | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[Int, Field(ge=-1, lt=2**31)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    seed: Annotated[Int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
     n: Annotated[Int, Field(ge=1, le=128)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     grammar: Annotated[Text, Field(max_length=MAX_GRAMMAR)] | None = None
     json_schema: dict[str, Any] | None = None
-
-    @field_validator("seed")
-    @classmethod
-    def _any_seed(cls, value: int | None) -> int | None:
-        return None if value == -1 else value  # as llama.cpp's programs say it
-
-    @field_validator("logit_bias", mode="before")
-    @classmethod
-    def _one_wrong_is_enough(cls, value: Any) -> Any:
-        if value == []:  # llama-server's way to say none
-            return None
-        biases = value.items() if isinstance(value, dict) else ()
-        wrong = next((k for k, v in biases if type(v) not in (int, float) or not -100 <= v <= 100), None)
-        return value if wrong is None else {wrong: value[wrong]}
-
-    @field_validator("logit_bias")
-    @classmethod
-    def _token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        for key in value or {}:
-            if not (key.isascii() and key.isdigit() and len(key) < 10):
-                raise ValueError(f"the keys are token ids, got {key!r}")
-        return value
-
-    def sampling(self, seed: int, constraint: Constraint | None) -> Sampling:
-        """The sampling parameters with OpenAI's defaults."""
-        return Sampling(
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=max(self.top_k or 0, 0),
-            min_p=self.min_p or 0.0,
-            seed=seed,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            presence_penalty=self.presence_penalty or 0.0,
-            repeat_penalty=1.0 if self.repeat_penalty is None else self.repeat_penalty,
-            logit_bias={int(k): v for k, v in (self.logit_bias or {}).items()},
-            constraint=constraint,
-        )
 
     def stop_strings(self) -> list[str]:
         """`stop` as a list; an empty text stops nothing."""
@@ -124,20 +79,19 @@ def generations(
     facts = serving.facts
     if body.stream_options is not None and body.stream_options.include_usage and not body.stream:
         raise ApiError(400, "stream_options: expected only together with stream: true", param="stream_options")
-    wrong = next((k for k in body.logit_bias or {} if int(k) >= facts.n_vocab), None)
-    if wrong is not None:
-        message = f"logit_bias: expected token ids from 0 to {facts.n_vocab - 1}, got {wrong}"
-        raise ApiError(400, message, param="logit_bias")
+    biases = body.biases(serving.engine, facts.n_vocab)
     n = body.n or 1
     if len(prompts) * n > MAX_CHOICES:
         message = f"expected at most {MAX_CHOICES} texts of one request, got {len(prompts)} prompts times n = {n}"
         raise ApiError(400, message, param="n", code="invalid_value")
-    seed = secrets.randbits(32) if body.seed is None else body.seed
+    seed = serving.defaults.seed if body.seed is None else body.seed
+    if seed is None:
+        seed = secrets.randbits(32)
     return [
         Generation(
             prompt,
             max_tokens,
-            body.sampling(seed + i, constraint),
+            body.sampling(seed + i, constraint, serving.defaults.sampling, biases),
             body.stop_strings(),
             n_logprobs,
             echo=echo is not None,

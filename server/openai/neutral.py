@@ -48,19 +48,11 @@ def _is_number(value: Any) -> bool:
 #: It has no influence on the answer, whatever it is.
 ANYTHING = Rule("anything", lambda _value, _body: True)
 NOT_POSITIVE = Rule("a number up to 0", lambda value, _: _is_number(value) and value <= 0)
-NEGATIVE = Rule("a number below 0", lambda value, _: _is_number(value) and value < 0)
 AS_MANY_AS_N = Rule("the value of n", lambda value, body: _same(value, body.get("n") or 1))
 NO_LORA = Rule(
     "[] or adapters of scale 0",
     lambda value, _: isinstance(value, list) and all(isinstance(x, dict) and x.get("scale") == 0 for x in value),
 )
-#: The samplers that there are, in the order in which they are applied; others among them are switched off.
-_SAMPLERS = ("top_k", "top_p", "min_p", "temperature")
-SAME_SAMPLERS = Rule(
-    f"a list with {', '.join(_SAMPLERS)} in this order",
-    lambda value, _: isinstance(value, list) and tuple(x for x in value if x in _SAMPLERS) == _SAMPLERS,
-)
-
 #: Of every request that generates text.
 GENERATION: dict[str, Rule] = {
     # OpenAI
@@ -81,31 +73,10 @@ GENERATION: dict[str, Rule] = {
     "n_discard": ANYTHING,
     "sse_ping_interval": ANYTHING,
     "lora": NO_LORA,
+    "backend_sampling": ANYTHING,  # where it runs
     # llama-server: samplers that are not there; without effect while the switch of theirs is off
-    "samplers": SAME_SAMPLERS,
-    "backend_sampling": only(False),
-    "top_n_sigma": NOT_POSITIVE,
-    "xtc_probability": NOT_POSITIVE,
-    "xtc_threshold": ANYTHING,
-    "typical_p": only(1),
-    "typ_p": only(1),
     "tfs_z": only(1),
-    "dynatemp_range": NOT_POSITIVE,
-    "dynatemp_exponent": ANYTHING,
-    "repeat_last_n": only(64),
     "penalize_nl": only(False),
-    "dry_multiplier": only(0),
-    "dry_base": ANYTHING,
-    "dry_allowed_length": ANYTHING,
-    "dry_penalty_last_n": ANYTHING,
-    "dry_sequence_breakers": ANYTHING,
-    "mirostat": only(0),
-    "mirostat_tau": ANYTHING,
-    "mirostat_eta": ANYTHING,
-    "adaptive_target": NEGATIVE,
-    "adaptive_decay": ANYTHING,
-    "min_keep": only(0, 1),
-    "ignore_eos": only(False),
     "n_indent": only(0),
     "t_max_predict_ms": NOT_POSITIVE,
     "t_max_prompt_ms": NOT_POSITIVE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from ropebend.server.chat.chats import Chats
 from ropebend.server.engine import Engine, Facts
 from ropebend.server.openai import errors
+from ropebend.server.openai.defaults import Defaults
 from ropebend.server.openai.errors import ApiError
 
 #: Added to a model id: the same weights without the layer scales.
@@ -44,6 +45,19 @@ class Serving:
     facts: Facts
     names: Names
     chats: Chats
+    defaults: Defaults = field(default_factory=Defaults)
+
+    def max_tokens(self, asked: int | None, n_prompt: int, otherwise: int) -> int:
+        """Tokens that a text may get.
+
+        asked: by the request; otherwise: if neither it nor the command line says how many.  -1: until the context is
+        full, to which also what the command line says is limited.
+        """
+        room = max(self.facts.n_ctx - n_prompt, 0)
+        if asked is None:
+            given = self.defaults.n_predict
+            asked = otherwise if given is None else -1 if given < 0 else min(given, room)
+        return room if asked == -1 else asked
 
     @property
     def model(self) -> str:
@@ -76,7 +90,7 @@ async def _serving(request: Request) -> Serving:
     state = request.app.state
     if state.engine.facts is None:
         raise errors.loading()
-    return Serving(state.engine, state.engine.facts, state.names, state.chats)
+    return Serving(state.engine, state.engine.facts, state.names, state.chats, state.defaults)
 
 
 #: Parameter of a route.  ApiError 503 while the engine is loading.
