@@ -79,7 +79,10 @@ def row(r: Result) -> str:
     else:
         flag = details["flag"].removeprefix("equal in ").replace(" rope nodes; the flag reaches no others", " reached")
     worst = details["numpy"].partition("largest error ")[2].partition(" of what")[0]
-    note = f" ({r.crash})" if r.crash else ""
+    notes = [r.crash] if r.crash else []
+    if details["alone attention factor"].startswith("not"):
+        notes.append("attention factors without effect: a norm follows")
+    note = f" ({'; '.join(notes)})" if notes else ""
     return f"| {r.architecture} | {r.file} | works{note} | {details['nodes']} | {worst} | {flag} |"
 
 

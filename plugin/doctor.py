@@ -75,9 +75,10 @@ def examine(
     yield nodes
     if not nodes.ok:
         return
-    yield examiner.numpy()
+    numpy = examiner.numpy()
+    yield numpy
     yield examiner.ones()
-    yield from examiner.alone()
+    yield from examiner.alone(numpy.ok)
     if full:
         yield from examiner.flag()
         for method in METHODS:
@@ -176,32 +177,42 @@ class _Examiner:
         )
         return Check("ones", same, finding, "bit for bit" if same else "the logits differ from an unhooked context's")
 
-    def alone(self) -> Iterator[Check]:
-        """Each layer's numbers alone must change what comes out."""
-        one = self.plan(LayerScaling.uniform(1.0, self.n_layer))
-        tokens = self.tokens[:4]
+    def alone(self, applied: bool) -> Iterator[Check]:
+        """Each layer's numbers alone must change what comes out.  applied: every rope node is known to be right."""
         with Context(self.model, **self.options) as context:
-
-            def logits(plan: Plan) -> F32:
-                context.switch_plan(plan)
-                context.clear()
-                context.decode(tokens, 0)
-                return context.logits().copy()
-
-            unscaled = logits(one)
             for name, field, value in (("scale", "stretch", 2.0), ("attention factor", "attn_factor", 1.25)):
-                dead = []
-                for layer in self.layers:
-                    row = getattr(one, field).copy()
-                    row[layer] = value
-                    if np.array_equal(logits(dataclasses.replace(one, **{field: row})), unscaled):
-                        dead.append(layer)
-                if dead:
-                    finding = f"the {name} of some layers changes nothing"
-                    yield Check(f"alone {name}", False, finding, f"not in {ranges(dead)}")
+                dead = self._without_effect(context, field, value, self.layers, self.tokens[:4])  # enough as a rule
+                dead = self._without_effect(context, field, value, dead, self.tokens)
+                at = f"not in {ranges(dead)}" if dead else f"in {ranges(self.layers)}"
+                if not dead:
+                    yield Check(f"alone {name}", True, f"each layer's {name} alone changes what the model says", at)
+                elif applied and field == "attn_factor":
+                    finding = "a norm behind rope takes the attention factor out again in some layers"
+                    yield Check(f"alone {name}", True, finding, at)
                 else:
-                    finding = f"each layer's {name} alone changes what the model says"
-                    yield Check(f"alone {name}", True, finding, f"in {ranges(self.layers)}")
+                    yield Check(f"alone {name}", False, f"the {name} of some layers changes nothing", at)
+
+    def _without_effect(
+        self, context: Context, field: str, value: float, layers: list[int], tokens: list[int]
+    ) -> list[int]:
+        one = self.plan(LayerScaling.uniform(1.0, self.n_layer))
+
+        def logits(plan: Plan) -> F32:
+            context.switch_plan(plan)
+            context.clear()
+            context.decode(tokens, 0, all_logits=True)
+            return context.all_logits(len(tokens)).copy()
+
+        if not layers:
+            return []
+        unscaled = logits(one)
+        dead = []
+        for layer in layers:
+            row = getattr(one, field).copy()
+            row[layer] = value
+            if np.array_equal(logits(dataclasses.replace(one, **{field: row})), unscaled):
+                dead.append(layer)
+        return dead
 
     # ---- against llama.cpp's own flag
 
