@@ -83,6 +83,10 @@ class Files:
         return self.texts[path]
 
 
+#: So that a text does not depend on what is in the cache.
+EXACT = ("-c", "8192", "--no-flash-attn", "--cache-type-k", "f32", "--cache-type-v", "f32")
+
+
 @contextmanager
 def served(model: Path, *options: str) -> Iterator[openai.OpenAI]:
     """A client of a server of this model."""
@@ -229,7 +233,7 @@ def formats(
     bad = n = 0
     for template in sorted(f for path in templates for f in (path.glob("*.jinja") if path.is_dir() else [path])):
         errors = []
-        with served(model, "-c", "8192", "--chat-template", str(template)) as client:
+        with served(model, *EXACT, "--chat-template", str(template)) as client:
             for seed in range(seeds):
                 messages = [{"role": "user", "content": ASKS[-1]}]
                 more: dict[str, Any] = {"tools": TOOLS, "seed": seed, "max_tokens": 400, "reasoning_effort": "none"}

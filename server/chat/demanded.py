@@ -136,10 +136,10 @@ def _text(schema: Mapping[str, Any], close: str) -> Part:
         return Seq((Choice(tuple(map(Text, values))), Text(close)))
     pattern = schema.get("pattern")
     if isinstance(pattern, str) and (whole := _anchored(pattern)):
-        return Seq((Regex(whole), Text(close)))
+        return Until(close, whole)
     low, high = schema.get("minLength"), schema.get("maxLength")
     if isinstance(low, int) or isinstance(high, int):
-        return Seq((Regex(f"(?s:.{{{low or 0},{'' if high is None else high}}})"), Text(close)))
+        return Until(close, f"(?s:.{{{low or 0},{'' if high is None else high}}})")
     return Until(close)
 
 

@@ -78,10 +78,12 @@ class _Writer:
             check_regex(part.pattern)
             return f"/{regex_to_lark(part.pattern, '')}/"
         if isinstance(part, Until):
+            check_regex(part.pattern)
+            pattern = f"/{regex_to_lark(part.pattern, '')}/"
             if part.end in self._specials:
-                return self._rule(f"/(?s:.*)/ <[{self._specials[part.end]}]>")
+                return self._rule(f"{pattern} <[{self._specials[part.end]}]>")
             name = f"part_{len(self.rules)}"
-            self.rules.append(f"{name}[lazy]: /(?s:.*)/ {json.dumps(part.end, ensure_ascii=False)}")
+            self.rules.append(f"{name}[lazy]: {pattern} {json.dumps(part.end, ensure_ascii=False)}")
             return name
         if isinstance(part, Seq):
             return self._rule(" ".join(map(self.item, part.parts)) or '""')

@@ -44,9 +44,13 @@ class Regex:
 
 @dataclass(frozen=True)
 class Until:
-    """Any text up to the first `end`, and `end`."""
+    """Any text up to the first `end`, and `end`.
+
+    pattern  what the text is, as in `Regex`; it never holds `end`
+    """
 
     end: str
+    pattern: str = "(?s:.*)"
 
 
 @dataclass(frozen=True)

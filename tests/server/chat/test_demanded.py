@@ -70,9 +70,11 @@ def written(part: Part, draw: Any) -> str:
     if isinstance(part, Json):
         return json.dumps(instance(part.schema, part.schema, draw), ensure_ascii=False)
     if isinstance(part, Regex):
-        return str(draw(st.from_regex(rf"\A(?:{part.pattern})\Z".replace("(?s:.{1,3})", "[xyz]{1,3}"))))
+        return str(draw(st.from_regex(rf"\A(?:{part.pattern})\Z")))
     if isinstance(part, Until):
-        return str(draw(WORDS)) + part.end
+        pattern = part.pattern.replace("(?s:.{1,3})", "[xyz]{1,3}")
+        text = WORDS if pattern == "(?s:.*)" else st.from_regex(rf"\A(?:{pattern})\Z")
+        return str(draw(text)) + part.end
     if isinstance(part, Seq):
         return "".join(written(p, draw) for p in part.parts)
     if isinstance(part, Choice):
