@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ropebend import __version__
 from ropebend.server.chat.chats import Chats
 from ropebend.server.engine import Engine
-from ropebend.server.openai import chat, completions, embeddings, errors, info, pages, templating, tokens
+from ropebend.server.openai import chat, completions, embeddings, errors, info, pages, responses, templating, tokens
 from ropebend.server.openai.defaults import Defaults
 from ropebend.server.openai.middleware import BodyLimit, CleanPath, KeyCheck
 from ropebend.server.openai.serving import Names, names_of
@@ -39,7 +39,7 @@ def create_app(
     app.state.names = names or names_of(engine.options.model)
     app.state.chats = chats or Chats()
     app.state.defaults = defaults or Defaults()
-    for module in (completions, chat, templating, embeddings, tokens, info, pages):
+    for module in (completions, chat, responses, templating, embeddings, tokens, info, pages):
         app.include_router(module.router)
     errors.install(app)
     app.add_middleware(BodyLimit, limit=max_body)

@@ -104,6 +104,12 @@ def generations(
     ]
 
 
+def fingerprint(wanted: Sequence[Generation], serving: Serving) -> str:
+    """OpenAI's field for "what else changes the output": here, the scales."""
+    plans = (serving.facts.plan(wanted[0].scaled, length) for length in {g.n_max for g in wanted})
+    return f"ropebend-{'-'.join(sorted({plan.hash for plan in plans if plan is not None})) or 'unscaled'}"
+
+
 async def respond(
     request: Request,
     serving: Serving,
@@ -113,15 +119,11 @@ async def respond(
     form: Form,
 ) -> Response:
     """Run the generations and answer, streamed if the body says so.  n_prompt: prompt tokens, for `usage`."""
-    facts = serving.facts
-    plans = (facts.plan(wanted[0].scaled, length) for length in {g.n_max for g in wanted})
-    hashes = sorted({plan.hash for plan in plans if plan is not None})
     head = {
         "id": f"{form.id_prefix}-{uuid.uuid4().hex}",
         "created": int(time.time()),
         "model": body.model or serving.model,
-        # OpenAI's field for "what else changes the output": here, the scales
-        "system_fingerprint": f"ropebend-{'-'.join(hashes) or 'unscaled'}",
+        "system_fingerprint": fingerprint(wanted, serving),
     }
     logprobs = wanted[0].n_logprobs is not None
     answering = Answering(form, head, len(wanted), n_prompt, body.n or 1, logprobs)

@@ -146,6 +146,27 @@ CHAT = {
     "web_search_options": only(),
 }
 
+NO_MORE_THAN_SHOWN = Rule(
+    'a list of nothing but "reasoning.encrypted_content", which is not encrypted here',
+    lambda value, _: isinstance(value, list) and set(map(str, value)) <= {"reasoning.encrypted_content"},
+)
+
+#: Of responses.
+RESPONSES: dict[str, Rule] = {
+    **dict.fromkeys(("user", "safety_identifier", "service_tier", "client_metadata"), ANYTHING),
+    **dict.fromkeys(("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"), ANYTHING),
+    "stream_options": ANYTHING,  # obfuscation only
+    "store": only(False),
+    "background": only(False),
+    "truncation": only("disabled"),
+    "include": NO_MORE_THAN_SHOWN,
+    "top_logprobs": only(0),
+    "max_tool_calls": only(),
+    "prompt": only(),
+    "moderation": only(),
+    "context_management": only(),
+}
+
 #: Of `/apply-template`: what does not change the prompt.
 APPLIED = {
     **dict.fromkeys((*CHAT, "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p"), ANYTHING),

@@ -17,9 +17,10 @@ from ropebend.server.engine import Submission
 _LINE_ENDS = str.maketrans({"\x85": r"\u0085", "\u2028": r"\u2028", "\u2029": r"\u2029"})
 
 
-def data_event(data: dict[str, Any]) -> str:
+def data_event(data: dict[str, Any], name: str = "") -> str:
     """One event: JSON in one line, however lines are split."""
-    return f"data: {json.dumps(data, ensure_ascii=False).translate(_LINE_ENDS)}\n\n"
+    line = f"data: {json.dumps(data, ensure_ascii=False).translate(_LINE_ENDS)}\n\n"
+    return f"event: {name}\n{line}" if name else line
 
 
 @asynccontextmanager
