@@ -49,9 +49,10 @@ app.command("queries")(evaluate.main)
 
 
 def kv_spec(model: Path, keys: int, items: str, **rest: Any) -> SearchSpec:
-    """A search on key-value retrieval; items: the seed of the JSON objects."""
+    """A search on key-value retrieval by the paper's method; items: the seed of the JSON objects."""
     task = TaskSpec(name="kv", options={"keys": keys, "seed": items})
-    return SearchSpec(model=str(model), tasks=(task,), **rest)
+    paper: dict[str, Any] = {"genome": "bezier", "optimiser": "ga", "numbers": "scale"}
+    return SearchSpec(model=str(model), tasks=(task,), **paper, **rest)
 
 
 def begin(folder: Path, spec: SearchSpec) -> SearchSpec:
@@ -94,8 +95,8 @@ def longrope(
     """A search at LongRoPE's budget: all on a few JSON objects, the best on more, the winner on many unseen ones.
 
     Takes some 20 minutes on 2 cores, and goes on where it was stopped.
-    The same from the command line: ropebend search MODEL --keys 56 --budget 1344 --population 64 --screen 4
-    --finals 32x32 --test 200 --controls uniform --workers 2
+    The same from the command line: ropebend search MODEL --keys 56 --search scale --genome bezier --optimiser ga
+    --budget 1344 --population 64 --screen 4 --finals 32x32 --test 200 --controls uniform --workers 2
     """
     spec = kv_spec(
         model, keys, f"longrope-{seed}", budget=str(evaluations), population=population, screen=screen,

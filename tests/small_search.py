@@ -12,5 +12,7 @@ KV = TaskSpec(name="kv", options={"keys": 6, "depths": [0.0, 1.0]})
 
 
 def spec(**changes: Any) -> SearchSpec:
+    """The paper's method, unless the changes say otherwise."""
     small = {"model": NEEDLE, "tasks": (KV,), "controls": ("uniform",), "budget": "16", "screen": 1, "runtime": ONE}
+    small |= {"genome": "bezier", "optimiser": "ga", "numbers": "scale"}
     return SearchSpec(**{**small, "finals": ((3, 2),), "test": 2, "population": 6, **changes})

@@ -18,10 +18,12 @@ from ropebend.scaling import LayerScaling
 from ropebend.search.cost import DoesNotFit
 from ropebend.search.spec import (
     CONTROLS,
+    USUAL_CONTROLS,
     Budget,
     ExecutorName,
     GenomeName,
     MethodName,
+    NumbersName,
     OpenName,
     OptimiserName,
     SearchSpec,
@@ -77,8 +79,27 @@ def search_command(
     factor_range: Annotated[
         str | None, typer.Option(help="LOW,HIGH: search the factor too, starting from --factor.", show_default=False)
     ] = None,
-    genome: Annotated[GenomeName, typer.Option(help="What is searched.")] = "bezier",
-    optimiser: Annotated[OptimiserName, typer.Option(help="How it is searched.")] = "ga",
+    search: Annotated[
+        NumbersName,
+        typer.Option(
+            "--search",
+            help="Which numbers move: the layer scales (the paper's method), what multiplies each layer's attention "
+            "factor, or both.",
+        ),
+    ] = "both",
+    genome: Annotated[
+        GenomeName,
+        typer.Option(
+            help="What the numbers follow over depth: bezier (the paper's curve), line, uniform, knots (straight "
+            "lines between values at up to eight depths), or free."
+        ),
+    ] = "knots",
+    optimiser: Annotated[
+        OptimiserName, typer.Option(help="How it is searched; ga is the paper's genetic algorithm.")
+    ] = "cma",
+    min_scale: Annotated[
+        float, typer.Option(min=0.1, max=1.0, help="Smallest scale; below 1 positions are spread, not stretched.")
+    ] = 1.0,
     start: Annotated[
         Path | None,
         typer.Option(
@@ -86,14 +107,20 @@ def search_command(
             show_default=False,
         ),
     ] = None,
-    controls: Annotated[str, typer.Option(help=f"Searches to compare with: {','.join(CONTROLS)}, or none.")] = ",".join(
-        CONTROLS
-    ),
-    population: Annotated[int, typer.Option(min=2, help="Sets of scales per generation.")] = 16,
-    screen: Annotated[int, typer.Option(min=1, help="Items on which every set of scales is measured.")] = 6,
+    controls: Annotated[
+        str,
+        typer.Option(
+            help=f"Searches to compare with: {','.join(CONTROLS)}, or none. uniform, attn: one value for all layers; "
+            "scales: the layer scales alone."
+        ),
+    ] = ",".join(USUAL_CONTROLS),
+    population: Annotated[
+        int | None, typer.Option(min=2, help="Sets per generation.", show_default="what suits the optimiser")
+    ] = None,
+    screen: Annotated[int, typer.Option(min=1, help="Items on which every set of scales is measured.")] = 3,
     finals: Annotated[
         str, typer.Option(help="SETSxITEMS,…: so many of the best are measured on so many items, in turn.")
-    ] = "24x24",
+    ] = "5x12,2x24",
     test: Annotated[int, typer.Option(min=1, help="Items to judge the winners on, never seen in the search.")] = 100,
     depths: o.Depths = "0,0.25,0.5,0.75,1",
     weights: Annotated[str | None, typer.Option(help="Weight of each depth in the score (default: all alike).")] = None,
@@ -163,7 +190,8 @@ def search_command(
             )  # fmt: skip
             spec = make_spec(
                 model=str(model), task=task, options=options, also=also, transfer=transfer, method=method,
-                factor=factor, factor_range=factor_range, genome=genome, optimiser=optimiser, start=start,
+                factor=factor, factor_range=factor_range, numbers=search, genome=genome, optimiser=optimiser,
+                min_scale=min_scale, start=start,
                 controls=controls, budget=budget, population=population, screen=screen, finals=finals, test=test,
                 depth_weights=by_depth, worst=worst, seed=each, runtime=runtime,
             )  # fmt: skip
@@ -251,12 +279,16 @@ def make_spec(
     except ValueError:
         raise UsageError(f"--finals: expected SETSxITEMS such as 24x24 or 32x32,4x100, got {finals!r}") from None
     Budget.parse(rest["budget"])
-    scales = None
+    scales = attn = None
     if start is not None:
         begin = LayerScaling.load(start)
         if (begin.rope.method, begin.rope.factor) != (method, factor):
             rope = begin.rope
             raise UsageError(f"--start: {start} is for --method {rope.method} --factor {rope.factor:g}; give the same")
+        if begin.has_plans:
+            raise UsageError(f"--start: {start} holds plans by length; give the factors of one of them")
+        if begin.has_attn_factors:
+            attn = begin.layer_attn_factor
         scales = begin.layer_scale
     tasks = [TaskSpec(name=task, options=options), *map(TaskSpec.parse, also or [])]
     others = [*map(TaskSpec.parse, transfer or [])]
@@ -265,7 +297,7 @@ def make_spec(
             raise UsageError(f"--transfer {part.name}: weight and keep have no effect: it is not searched on")
     return SearchSpec(
         tasks=tuple(tasks), transfer=tuple(others), method=method, factor=factor, factor_range=low_high,
-        start=scales, controls=names, finals=stages, **rest,
+        start=scales, start_attn=attn, controls=names, finals=stages, **rest,
     )  # fmt: skip
 
 
@@ -399,6 +431,10 @@ def print_summary(outcomes: Sequence[Outcome]) -> None:
 
 
 def _named(outcome: Outcome, name: str) -> str:
+    """The name in tables, for uniform numbers with what they are."""
     found = outcome.found.get(name)
-    scale = found.best.candidate.scales[0] if found is not None and name == "uniform" else None
-    return f"{name} ({scale:g})" if scale is not None else name
+    if found is None or not found.best.candidate.is_uniform:
+        return name
+    c = found.best.candidate
+    attn = f", attn {c.attn[0]:g}" if c.attn else ""
+    return f"{name} ({c.scales[0]:g}{attn})"

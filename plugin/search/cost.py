@@ -64,8 +64,8 @@ def cost_of(spec: SearchSpec, n_tokens: float, seconds: float, context: int, spe
     if budget.unit == "evaluations":
         share = int(budget.share(spec.n_shares).amount)
         searches = {
-            name: spec.screen * (UNIFORM_BUDGET if genome == "uniform" and name != spec.label else share)
-            for name, genome, _ in spec.searches()
+            s.name: spec.screen * (UNIFORM_BUDGET if s.genome == "uniform" and s.name != spec.label else share)
+            for s in spec.searches()
         }
     return Cost(n_tokens, seconds, searches, _finals(spec), _test(spec), context, spent)
 
@@ -75,7 +75,7 @@ def _finals(spec: SearchSpec) -> int:
     for n_sets, n_items in spec.finals:
         units += n_sets * max(n_items - known, 0)
         known = max(known, n_items)
-    return units * len(spec.searches())
+    return units * len(spec.searches()) + max(known - spec.screen, 0)  # and the unscaled model beside them
 
 
 def _test(spec: SearchSpec) -> int:
@@ -85,7 +85,7 @@ def _test(spec: SearchSpec) -> int:
 
 def _least(spec: SearchSpec) -> int:
     """Units below which there is no search worth its name."""
-    full = len([1 for name, genome, _ in spec.searches() if genome != "uniform" or name == spec.label])
+    full = len([s for s in spec.searches() if s.genome != "uniform" or s.name == spec.label])
     few = len(spec.searches()) - full
     return _finals(spec) + _test(spec) + spec.screen * (MIN_SETS * full + MIN_SETS // 2 * few)
 

@@ -91,7 +91,7 @@ def resume(folder: Path) -> tuple[SearchSpec, list[str]]:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config["format"] != FORMAT:
             raise ValueError(f"format {config['format']!r}")
-        spec = SearchSpec.model_validate(_with_runtime(config["search"]))
+        spec = SearchSpec.model_validate({"numbers": "scale", **_with_runtime(config["search"])})
         digest, then = config["model_sha256"], dict(config["versions"])
     except OSError as e:
         raise RopebendError(f"{path}: {e.strerror}; is {folder} the folder of a search?") from None
@@ -153,7 +153,8 @@ def with_provenance(outcome: Outcome, model_sha256: str) -> LayerScaling:
         if "uniform" in outcome.tests:
             c = outcome.tests[spec.label][0].against(outcome.tests["uniform"][0])
             scores["gain_over_uniform"] = [round(x, 4) for x in (c.mean, c.low, c.high)]
-            scores["best_uniform"] = outcome.found["uniform"].best.candidate.scales[0]
+            best = outcome.found["uniform"].best.candidate
+            scores["best_uniform"] = {name: best.number(name)[0] for name in ("scale", "attn")}
     provenance = {
         "model": {"file": Path(spec.model).name, "sha256": model_sha256},
         "tasks": [t.config() for t in outcome.tasks[: len(spec.tasks)]],

@@ -95,13 +95,16 @@ class Measurer:
     def scaling(self, candidate: Candidate) -> LayerScaling:
         """What a candidate is on this model."""
         rope = replace(self.base.rope, factor=candidate.factor)
-        return replace(self.base, layer_scale=candidate.scales, rope=rope, control_points=candidate.control_points)
+        return replace(
+            self.base, layer_scale=candidate.scales, layer_attn_factor=candidate.attn or (), rope=rope,
+            control_points=candidate.control_points,
+        )  # fmt: skip
 
     def rows(
         self,
         candidates: Sequence[Candidate | None],
         tasks: Sequence[int],
-        items: range,
+        items: Sequence[int],
         *,
         full: bool = False,
         on_item: Callable[[], None] | None = None,
@@ -133,27 +136,29 @@ class Measurer:
         return [[[self._memo[self._key(c, t, full)][i] for i in items] for t in tasks] for c in candidates]
 
     def scores(
-        self, candidates: Sequence[Candidate], n_items: int, on_item: Callable[[], None] | None = None
+        self, candidates: Sequence[Candidate], items: Sequence[int], on_item: Callable[[], None] | None = None
     ) -> list[float]:
-        """Scores on the first n_items; comparable with others at the same n_items only."""
+        """Scores on these items; comparable with others on the same ones only."""
         tasks = range(len(self.objective.terms))
-        (unscaled,) = self.rows([None], tasks, range(n_items), on_item=on_item)
-        return [
-            self.objective.score(r, unscaled) for r in self.rows(candidates, tasks, range(n_items), on_item=on_item)
-        ]
+        unscaled: list[list[Row]] = [[] for _ in tasks]
+        if self.objective.needs_unscaled:
+            (unscaled,) = self.rows([None], tasks, items, on_item=on_item)
+        return [self.objective.score(r, unscaled) for r in self.rows(candidates, tasks, items, on_item=on_item)]
 
     def known(self, task: int) -> list[Row]:
         """What is known of the unscaled model on a task's first items."""
         return [row for _, row in sorted(self._memo[None, task, False].items())]
 
-    def n_missing(self, candidate: Candidate | None, n_items: int) -> int:
-        """Of the first n_items (of all tasks) those that the score still needs."""
+    def n_missing(self, candidate: Candidate | None, items: Sequence[int]) -> int:
+        """Of these items (of all tasks) those that the score still needs."""
         tasks = range(len(self.objective.terms))
         known = (self._memo[self._key(candidate, t, False)] for t in tasks)
-        return sum(i not in rows for rows in known for i in range(n_items))
+        return sum(i not in rows for rows in known for i in items)
 
     def _key(self, candidate: Candidate | None, task: int, full: bool) -> MemoKey:
-        if candidate is None or (self.base.rope.method == "none" and set(candidate.scales) == {1.0}):
+        if candidate is None or (
+            self.base.rope.method == "none" and set(candidate.scales) == {1.0} and candidate.attn is None
+        ):
             return None, task, full  # scale 1 is the unscaled model
         return candidate.key, task, full
 
@@ -174,10 +179,10 @@ class Measurer:
         if self._log is None:
             return
         candidate, task, full = key
-        scales, factor = candidate if candidate is not None else (None, None)
+        scales, factor, attn = candidate if candidate is not None else (None, None, None)
         line = {
-            "scales": scales, "factor": factor, "task": task, "full": full, "item": item, "value": done.row.value,
-            "logprob": done.row.logprob, "tokens": done.n_tokens, "length": done.length,
+            "scales": scales, "factor": factor, "attn": attn, "task": task, "full": full, "item": item,
+            "value": done.row.value, "logprob": done.row.logprob, "tokens": done.n_tokens, "length": done.length,
             "seconds": round(done.seconds, 4), "elapsed": round(self.seconds, 3),
         }  # fmt: skip
         try:
@@ -218,7 +223,8 @@ def read_log(log: Path) -> Iterator[Logged]:
 def _parse(line: dict[str, Any]) -> list[Logged]:
     key: Key | None = None
     if line["scales"] is not None:
-        key = tuple(float(s) for s in line["scales"]), float(line["factor"])
+        attn = line.get("attn")
+        key = tuple(map(float, line["scales"])), float(line["factor"]), tuple(map(float, attn)) if attn else None
     memo_key = key, int(line["task"]), bool(line["full"])
     if "start" in line:  # the first release wrote several items a line, without their time
         items = zip(line["value"], line["logprob"], line["tokens"], strict=True)

@@ -12,8 +12,9 @@ from ropebend.errors import RopebendError
 from ropebend.evaluate import Row
 from ropebend.tasks.task import RetrievalTask, Task
 
-#: Weight of the answers' probability beside their accuracy: tells candidates apart that get nothing right yet.
-SOFT_WEIGHT = 0.1
+#: Share of the answers' probability in a score, the rest is their accuracy: over a few items it moves smoothly where
+#: accuracy jumps, and tells candidates apart that get nothing right yet.
+SOFT_SHARE = 0.75
 #: Price of a broken constraint, per point of accuracy or nat of log-probability: steep, yet a way back leads down it.
 PENALTY = 10.0
 
@@ -36,13 +37,14 @@ class Term:
     worst: float = 0.2
 
     def score(self, rows: Sequence[Row]) -> float:
-        """Retrieval: (1 - worst) * mean over depths + worst * worst depth, of the accuracy plus a tenth of the answers'
-        mean probability per token.  Text: mean log-probability per token.
+        """Text: mean log-probability per token.  Retrieval: (1 - worst) * mean over depths + worst * worst depth, of a
+        quarter of the accuracy and three quarters of the answers' mean probability per token, 0 to 1.
         """
         value = np.array([r.value for r in rows])
         if not isinstance(self.task, RetrievalTask):
             return float(value.mean())
-        by_depth = value.mean(axis=0) + SOFT_WEIGHT * np.exp([r.logprob for r in rows]).mean(axis=0)
+        probability = np.exp([r.logprob for r in rows]).mean(axis=0)
+        by_depth = (1 - SOFT_SHARE) * value.mean(axis=0) + SOFT_SHARE * probability
         mean = float(by_depth @ depth_weights(self.depth_weights, len(by_depth)))
         return (1 - self.worst) * mean + self.worst * float(by_depth.min())
 
@@ -59,6 +61,11 @@ class Objective:
     """A sum of terms.  Scores are comparable at equal numbers of items only."""
 
     terms: tuple[Term, ...]
+
+    @property
+    def needs_unscaled(self) -> bool:
+        """True if a term compares with the unscaled model."""
+        return any(term.keep is not None for term in self.terms)
 
     def score(self, rows: Sequence[Sequence[Row]], unscaled: Sequence[Sequence[Row]]) -> float:
         """rows, unscaled: for each term the rows of the same items, of the candidate and of the unscaled model."""

@@ -49,8 +49,11 @@ def accuracy(title: str, results: Mapping[str, RetrievalEvaluation]) -> bytes:
     return _png(title, 7, draw)
 
 
-def scales(title: str, found: Mapping[str, Found], main: str | None) -> bytes:
-    """The scales of each winner by layer; of the main search (None: there is none) the runners-up too."""
+AXES = {"scale": "RoPE scale (2 halves freq_scale)", "attn": "attention factor (its square multiplies the logits)"}
+
+
+def numbers(title: str, found: Mapping[str, Found], main: str | None, number: str) -> bytes:
+    """A number ("scale" or "attn") of each winner by layer; of the main search (if there is one) the runners-up too."""
 
     def draw(axes: Any) -> None:
         axes.axhline(1.0, color=COLOURS[0], linewidth=1)
@@ -58,10 +61,10 @@ def scales(title: str, found: Mapping[str, Found], main: str | None) -> bytes:
             depth = np.arange(len(f.best.candidate.scales))
             if name == main:
                 for scored in f.ranked[1 : 1 + N_RUNNERS_UP]:
-                    axes.plot(depth, scored.candidate.scales, color=colour, linewidth=0.7, alpha=0.4)
+                    axes.plot(depth, scored.candidate.number(number), color=colour, linewidth=0.7, alpha=0.4)
             style = {"marker": "o"} if name == main else {"linestyle": "--", "linewidth": 1.2}
-            axes.plot(depth, f.best.candidate.scales, color=colour, label=name, **style)
-        axes.set(xlabel="layer", ylabel="RoPE scale (2 halves freq_scale)")
+            axes.plot(depth, f.best.candidate.number(number), color=colour, label=name, **style)
+        axes.set(xlabel="layer", ylabel=AXES[number])
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(loc="best", frameon=False)
 
@@ -76,7 +79,7 @@ def scores(title: str, found: Mapping[str, Found]) -> bytes:
             axes.plot(
                 [g.n_evaluated for g in f.history], [g.best for g in f.history], color=colour, label=name, marker="."
             )
-        axes.set(xlabel="sets of scales measured", ylabel="best score on the screening items")
+        axes.set(xlabel="sets of scales measured", ylabel="best score of the generation's items")
         axes.legend(loc="best", frameon=False)
 
     return _png(title, 7, draw)

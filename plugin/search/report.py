@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from ropebend.durations import duration
 from ropebend.evaluate import RetrievalEvaluation
 from ropebend.files import write_bytes
 from ropebend.search import plot
-from ropebend.search.outcome import UNSCALED, Outcome
+from ropebend.search.outcome import UNSCALED, Found, Outcome
 from ropebend.search.spec import SearchSpec
 from ropebend.search.verdict import rival, verdict
 from ropebend.shell import command
@@ -23,9 +23,9 @@ from ropebend.tasks.task import Task
 
 #: What a score is.
 SCORE = (
-    "Score: (1 - worst) times the mean over depths plus worst times the worst depth, of the accuracy and a tenth of "
-    "the answers' mean probability, so that it may exceed 1; for a text the mean log-probability per token. Scores "
-    "compare at equal numbers of items only."
+    "Score: (1 - worst) times the mean over depths plus worst times the worst depth, of a quarter of the "
+    "accuracy and three quarters of the answers' mean probability per token; for a text the mean log-probability per "
+    "token. Scores compare on the same items only."
 )
 #: Above figures that the search has chosen by.
 SEEN = "on the search's own items, which flatter what was chosen by them; nothing is judged yet"
@@ -49,10 +49,18 @@ def write_report(folder: Path, outcome: Outcome) -> None:
     if by_depth:
         what = "Accuracy by depth" + ("" if tests else ": the search's own items")
         pictures.append(Picture(what, "accuracy.png", plot.accuracy(title, by_depth)))
-    pictures.append(Picture("Scales", "scales.png", plot.scales(title, outcome.found, outcome.spec.label)))
+    pictures += layer_pictures(title, outcome.found, outcome.spec.label)
     if any(len(f.history) > 1 for f in outcome.found.values()):
         pictures.append(Picture("Best score by generation", "scores.png", plot.scores(title, outcome.found)))
     write_page(folder, title, verdict(outcome), summary(outcome), _tables(outcome), pictures, outcome.spec, commands)
+
+
+def layer_pictures(title: str, found: Mapping[str, Found], main: str | None) -> list[Picture]:
+    """The scales of all winners by layer, and their attention factors where there are some."""
+    out = [Picture("Scales", "scales.png", plot.numbers(title, found, main, "scale"))]
+    if any(f.best.candidate.attn for f in found.values()):
+        out.append(Picture("Attention factors", "attn.png", plot.numbers(title, found, main, "attn")))
+    return out
 
 
 def next_commands(outcome: Outcome, folder: Path, whole: Path | None = None) -> list[str]:
@@ -61,7 +69,7 @@ def next_commands(outcome: Outcome, folder: Path, whole: Path | None = None) -> 
     if outcome.interrupted:
         resume = command("ropebend", "search", "--resume", whole or folder)
         lines.append(f"go on:  {resume}   # {duration(outcome.left)} left")
-    if set(outcome.layers.layer_scale) != {1.0}:
+    if not outcome.layers.is_unscaled:
         add = command("ropebend", "add-scales", Path(outcome.spec.model), folder / "factors.json")
         if not outcome.tests:
             add += "   # not judged yet"
@@ -163,8 +171,8 @@ def _tables(outcome: Outcome) -> list[dict[str, Any]]:
         out.append({"title": describe(outcome.tasks[0]), "head": head, "rows": rows, "note": SEEN})
     winners: list[list[Any]] = [
         [name, f.n_evaluated, f"{f.best.score:.4f}", f.n_items, f"{f.best.candidate.factor:g}",
-         " ".join(f"{s:g}" for s in f.best.candidate.scales)]
+         *(" ".join(f"{v:g}" for v in f.best.candidate.number(n)) for n in ("scale", "attn"))]
         for name, f in outcome.found.items()
     ]  # fmt: skip
-    head = ["search", "evaluations", "score", "on items", "factor", "scales by layer"]
+    head = ["search", "evaluations", "score", "on items", "factor", "scales by layer", "attention factors"]
     return [*out, {"title": "Winners", "head": head, "rows": winners, "note": SCORE}]

@@ -24,7 +24,7 @@ from ropebend.search.objective import Objective
 from ropebend.search.optimisers import Optimiser, make_optimiser, race
 from ropebend.search.outcome import UNSCALED, Found, Generation, Listener, Outcome, Progress
 from ropebend.search.space import USUAL_TOP, Candidate, make_space, uniform_grid
-from ropebend.search.spec import MIN_TEST, UNIFORM_BUDGET, Budget, SearchSpec
+from ropebend.search.spec import MIN_TEST, UNIFORM_BUDGET, Budget, SearchPlan, SearchSpec
 from ropebend.search.worker import Bench
 from ropebend.search.workers import open_executor
 from ropebend.tasks.task import RetrievalTask, Task
@@ -48,8 +48,10 @@ def run_search(
     listener = listener or Listener()
     started = time.monotonic()
     info = ModelInfo.read(spec.model)
-    if spec.start is not None and (len(spec.start) != info.n_layer or min(spec.start) < 1):
-        raise RopebendError(f"start: expected {info.n_layer} scales, none below 1, got {list(spec.start)}")
+    if spec.start is not None and (len(spec.start) != info.n_layer or min(spec.start) < spec.min_scale):
+        raise RopebendError(
+            f"start: expected {info.n_layer} scales, none below {spec.min_scale:g}, got {list(spec.start)}"
+        )
     objective = spec.objective()
     tasks = (*(t.task for t in objective.terms), *(t.make() for t in spec.transfer))
     n_items = spec.n_search + spec.test
@@ -98,9 +100,9 @@ class _Run:
         optimisers: dict[str, Optimiser] = {}
         stretch = cost.context / self.info.n_ctx_train / self.spec.factor
         try:
-            for name, genome, optimiser in self.spec.searches():
-                optimisers[name] = self._optimiser(genome, optimiser, stretch)
-                self._search(name, optimisers[name])
+            for plan in self.spec.searches():
+                optimisers[plan.name] = self._optimiser(plan, stretch)
+                self._search(plan.name, optimisers[plan.name])
             for name, optimiser_ in optimisers.items():
                 self._finals(self.found[name], optimiser_)
             self._test()
@@ -195,7 +197,7 @@ class _Run:
     def _begin(self, stage: str) -> None:
         self.stage = stage
         if Budget.parse(self.spec.budget).unit == "evaluations":  # a stage may have taken less than was foreseen
-            names = [name for name, *_ in self.spec.searches()]
+            names = [plan.name for plan in self.spec.searches()]
             before = names.index(stage) if stage in names else len(names)
             self.units = float(sum(self.cost.searches[n] for n in names[:before]))
             if stage.startswith("finals"):
@@ -206,16 +208,21 @@ class _Run:
 
     # ---- the stages
 
-    def _optimiser(self, genome: str, name: str, stretch: float) -> Optimiser:
+    def _optimiser(self, plan: SearchPlan, stretch: float) -> Optimiser:
         spec = self.spec
         grid = uniform_grid(stretch)
         space = make_space(
-            genome, self.info.n_layer, max_scale=max(USUAL_TOP, grid[-1], *(spec.start or ())), factor=spec.factor,
+            plan.genome, self.info.n_layer, numbers=plan.numbers,
+            max_scale=max(USUAL_TOP, grid[-1], *(spec.start or ())), min_scale=spec.min_scale, factor=spec.factor,
             factor_range=spec.factor_range,
         )  # fmt: skip
         return make_optimiser(
-            name, space, seed=spec.seed, population=spec.population, uniform_scales=grid, start=spec.start
+            plan.optimiser, space, seed=spec.seed, population=spec.population, uniform_scales=grid, start=self._start()
         )
+
+    def _start(self) -> Candidate | None:
+        spec = self.spec
+        return Candidate(spec.start, spec.factor, spec.start_attn) if spec.start is not None else None
 
     def _search(self, name: str, optimiser: Optimiser) -> None:
         """Generations until this search's share of the budget is spent."""
@@ -239,6 +246,7 @@ class _Run:
             spent = {"seconds": measurer.seconds - began, "tokens": measurer.n_tokens - tokens}.get(budget.unit, 0)
             if optimiser.n_evaluated and spent >= budget.amount:
                 break  # not before the first generation: there is always something to choose from
+            items = optimiser.items(spec.screen, spec.n_search)
             candidates = optimiser.ask()
             if not candidates:
                 break
@@ -248,11 +256,11 @@ class _Run:
                 n_fit = int((budget.amount - spent) / max(self.unit * spec.screen, 1e-9))
                 candidates = candidates[: max(n_fit, 1 if optimiser.n_evaluated else 2)]
             try:
-                scores = measurer.scores(candidates, spec.screen, self._item)
+                scores = measurer.scores(candidates, items, self._item)
             except KeyboardInterrupt:
                 # results count in the order in which they were asked: the first ones that are complete
-                complete = list(itertools.takewhile(lambda c: not measurer.n_missing(c, spec.screen), candidates))
-                optimiser.tell(measurer.scores(complete, spec.screen) if complete else [])
+                complete = self._complete(candidates, items)
+                optimiser.tell(measurer.scores(complete, items) if complete else [])
                 found.n_evaluated = optimiser.n_evaluated
                 raise
             optimiser.tell(scores)
@@ -264,6 +272,9 @@ class _Run:
             )
             found.history.append(state)
             self.listener.generation(state)
+
+    def _complete(self, candidates: Sequence[Candidate], items: Sequence[int]) -> list[Candidate]:
+        return [*itertools.takewhile(lambda c: not self.measurer.n_missing(c, items), candidates)]
 
     def _warn_if_blind(self, candidates: Sequence[Candidate]) -> None:
         """Say so once where nothing is right under any of the first scales and they do not move the probabilities."""
@@ -290,7 +301,8 @@ class _Run:
                 stages = tuple((max(2, int(n * time / wanted)), k) for n, k in stages)
 
         def score(candidates: Sequence[Candidate], n_items: int) -> list[float]:
-            return self.measurer.scores(candidates, n_items, self._item)
+            self.measurer.rows([None], range(len(self.measurer.objective.terms)), range(n_items), on_item=self._item)
+            return self.measurer.scores(candidates, range(n_items), self._item)
 
         found.ranked = race(optimiser.top(max([N_KEPT, *(n for n, _ in stages)])), stages, score)
         found.n_items = stages[-1][1] if stages else self.spec.screen
@@ -299,8 +311,8 @@ class _Run:
         """Judge item by item, so that at any moment all are judged on the same ones."""
         spec = self.spec
         judged: dict[str, Candidate | None] = {UNSCALED: None}
-        if spec.start is not None:
-            judged["start"] = Candidate(spec.start, spec.factor)
+        if (start := self._start()) is not None:
+            judged["start"] = start
         judged |= {name: f.best.candidate for name, f in self.found.items()}
         self._begin("test")
         rows: dict[str, list[list[Row]]] = {name: [[] for _ in self.tasks] for name in judged}
@@ -325,7 +337,7 @@ class _Run:
         """On the items of the search itself, as many as all winners were measured on."""
         n = min(f.n_items for f in self.found.values())
         judged: dict[str, Candidate | None] = {UNSCALED: None, **{k: f.best.candidate for k, f in self.found.items()}}
-        if any(self.measurer.n_missing(c, n) for c in judged.values()):
+        if any(self.measurer.n_missing(c, range(n)) for c in judged.values()):
             return {}
         got = self.measurer.rows([*judged.values()], [0], range(n))
         return {k: Evaluation.of(self.tasks[0], by_task[0]) for k, by_task in zip(judged, got, strict=True)}

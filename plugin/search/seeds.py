@@ -10,9 +10,8 @@ from ropebend.errors import UsageError
 from ropebend.evaluate import Evaluation
 from ropebend.files import write_json
 from ropebend.search import folder as run_folder
-from ropebend.search import plot
 from ropebend.search.outcome import Outcome
-from ropebend.search.report import Picture, describe, write_page
+from ropebend.search.report import describe, layer_pictures, write_page
 from ropebend.search.spec import SearchSpec
 from ropebend.search.verdict import rival, sentence
 from ropebend.shell import command
@@ -95,13 +94,16 @@ def write_summary(folder: Path, outcomes: Sequence[Outcome]) -> None:
         },
         {
             "title": "Winners",
-            "head": ["seed", "scales by layer"],
-            "rows": [[o.spec.seed, " ".join(f"{s:g}" for s in o.layers.layer_scale)] for o in outcomes],
+            "head": ["seed", "scales by layer", "attention factors"],
+            "rows": [
+                [o.spec.seed, *(" ".join(f"{v:g}" for v in o.main.best.candidate.number(n)) for n in ("scale", "attn"))]
+                for o in outcomes
+            ],
             "note": "",
         },
     ]
     winners = {f"seed {o.spec.seed}": o.main for o in outcomes}
-    pictures = [Picture("Scales", "scales.png", plot.scales(title, winners, None))]
+    pictures = layer_pictures(title, winners, None)
     spent = sum(o.n_tokens for o in outcomes) / 1e6, sum(o.seconds for o in outcomes) / 60
     summary = f"{spent[0]:.1f} M prompt tokens, {spent[1]:.1f} minutes; each seed's own report is in its folder."
     write_page(folder, title, verdict_on_all(outcomes), summary, tables, pictures, first.spec)

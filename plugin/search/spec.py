@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,13 +18,16 @@ from ropebend.search.objective import Objective, Term
 from ropebend.tasks import Task, make_task, option_types, read_option, split_name
 
 MethodName = Literal["none", "linear", "ntk", "dynamic-ntk", "yarn"]
-GenomeName = Literal["bezier", "line", "uniform", "free"]
-OptimiserName = Literal["ga", "cma", "random"]
+GenomeName = Literal["bezier", "line", "uniform", "knots", "free"]
+OptimiserName = Literal["cma", "ga", "random"]
+NumbersName = Literal["both", "scale", "attn"]
 ExecutorName = Literal["local", "ray"]
 OpenName = Literal["controls", "screen", "finals", "test"]
 
-CONTROLS = ("uniform", "line", "free", "random")
-UNIFORM_BUDGET = 48  # evaluations; one gene needs no more
+CONTROLS = ("uniform", "attn", "scales", "line", "free", "random")
+USUAL_CONTROLS = ("uniform", "scales")
+UNIFORM_BUDGET = 48  # evaluations; one or two genes need no more
+POOL = 64  # items from which each generation of an optimiser that wants fresh ones is given some
 MIN_TEST = 10  # items that the winners must be judged on, or nothing can be said
 PLACE = ("executor", "workers", "ray_address")  # fields that say where to measure: they do not change the result
 
@@ -101,6 +104,15 @@ class TaskSpec(_Strict):
         return make_task(self.name, self.options)
 
 
+class SearchPlan(NamedTuple):
+    """One search of a run."""
+
+    name: str
+    genome: GenomeName
+    optimiser: OptimiserName
+    numbers: NumbersName
+
+
 class SearchSpec(_Strict):
     """Everything that `ropebend search` can be told.
 
@@ -109,8 +121,12 @@ class SearchSpec(_Strict):
     finals    (candidates, items) in turn: so many of the best are measured on so many items
     test      items on which the winners are judged; never seen before
     open      numbers that a budget in time may make smaller, so that all of the run fits it; None: they are settled
+    numbers   which ones move: the layer scales (the paper's method), their attention factors, or both
+    min_scale smallest scale; the paper's is 1
+    population  candidates per generation; None: what suits the optimiser
     start     scales per layer that every search tries first: what another search has found, say at half the length
-    controls  "uniform", "line", "free", "random": what the result is compared with
+    start_attn  the attention factors that go with them, None: 1
+    controls  what the result is compared with, see `searches`
     executor  "local": `workers` processes (None: 1) that share the threads; "ray": actors of the cluster at
               `ray_address` (None: see `ray.init`), `workers` of them (None: as many as fit) with the threads each
     """
@@ -121,14 +137,17 @@ class SearchSpec(_Strict):
     method: MethodName = "none"
     factor: float = 1.0
     factor_range: tuple[float, float] | None = None
-    genome: GenomeName = "bezier"
-    optimiser: OptimiserName = "ga"
+    genome: GenomeName = "knots"
+    optimiser: OptimiserName = "cma"
+    numbers: NumbersName = "both"
+    min_scale: float = 1.0
     start: tuple[float, ...] | None = None
-    controls: tuple[str, ...] = CONTROLS
+    start_attn: tuple[float, ...] | None = None
+    controls: tuple[str, ...] = USUAL_CONTROLS
     budget: str = "400"
-    population: int = 16
-    screen: int = 6
-    finals: tuple[tuple[int, int], ...] = ((24, 24),)
+    population: int | None = None
+    screen: int = 3
+    finals: tuple[tuple[int, int], ...] = ((5, 12), (2, 24))
     test: int = 100
     open: tuple[OpenName, ...] | None = None
     depth_weights: tuple[float, ...] | None = None
@@ -142,7 +161,8 @@ class SearchSpec(_Strict):
     @property
     def n_search(self) -> int:
         """Items that the search sees: the first ones."""
-        return max(self.screen, *(n for _, n in self.finals)) if self.finals else self.screen
+        pool = POOL if any(s.optimiser == "cma" for s in self.searches()) else 0
+        return max([self.screen, pool, *(n for _, n in self.finals)])
 
     @property
     def rope(self) -> RopeMethod:
@@ -152,7 +172,7 @@ class SearchSpec(_Strict):
     @property
     def n_shares(self) -> int:
         """Searches among which the budget is shared out: all but a uniform one."""
-        return sum(genome != "uniform" for _, genome, _ in self.searches()) or 1
+        return sum(s.genome != "uniform" for s in self.searches()) or 1
 
     def objective(self) -> Objective:
         """The tasks with their parts."""
@@ -164,17 +184,27 @@ class SearchSpec(_Strict):
             )
         )
 
-    def searches(self) -> list[tuple[str, str, str]]:
-        """(name, genome, optimiser) of each search in order: cheap controls first, the search itself last."""
+    def searches(self) -> list[SearchPlan]:
+        """Each search in order: cheap controls first, the search itself last.
+
+        uniform  the best values that are the same in every layer, of the numbers that move
+        attn     the best attention factor that is the same in every layer
+        scales   the same search for the layer scales alone: the paper's method
+        line     straight lines in depth;  free: every layer on its own;  random: random genomes at equal budget
+        """
         known = {
-            "uniform": ("uniform", "ga"),
-            "line": ("line", "ga"),
-            "free": ("free", "ga"),
-            "random": (self.genome, "random"),
+            "uniform": SearchPlan("uniform", "uniform", "ga", self.numbers),
+            "attn": SearchPlan("attn", "uniform", "ga", "attn"),
+            "scales": SearchPlan("scales", self.genome, self.optimiser, "scale"),
+            "line": SearchPlan("line", "line", self.optimiser, self.numbers),
+            "free": SearchPlan("free", "free", self.optimiser, self.numbers),
+            "random": SearchPlan("random", self.genome, "random", self.numbers),
         }
-        out = [(name, *known[name]) for name in CONTROLS if name in self.controls]
-        own = (self.genome, self.optimiser)
-        return [*(s for s in out if s[1:] != own), (self.label, *own)]
+        own = SearchPlan(self.label, self.genome, self.optimiser, self.numbers)
+        controls = [known[name] for name in CONTROLS if name in self.controls]
+        if self.numbers != "both":
+            controls = [c for c in controls if c.name not in ("attn", "scales")]
+        return [*(c for c in controls if c[1:] != own[1:]), own]
 
     @property
     def label(self) -> str:

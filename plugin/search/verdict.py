@@ -32,7 +32,7 @@ def verdict(outcome: Outcome) -> str:
     if not outcome.tests:
         main = outcome.main
         text = f"The search was interrupted: these are the best scales so far ({main.name}), not judged on test items."
-        useless = set(main.best.candidate.scales) == {1.0}
+        useless = outcome.layers.is_unscaled
         return f"{text} They are all 1, which changes nothing: go on with --resume." if useless else text
     other, what = rival(outcome)
     line = sentence(outcome.tests[outcome.spec.label][0], outcome.tests[other][0], what)

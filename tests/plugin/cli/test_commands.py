@@ -93,12 +93,12 @@ def test_search_writes_factors_that_the_other_commands_take(tmp_path: Path) -> N
     args = ["search", NEEDLE, "--keys", 40, "--screen", 1, "--finals", "2x2", "--test", 2, "--controls", "uniform"]
     args += ["--budget", 14, "--seed", 3, "-t", 1]
     run = ropebend(*args, "-o", "run", cwd=tmp_path)
-    assert "bezier ga" in run.stdout
+    assert "knots cma" in run.stdout
     assert "on too few test items to tell" in run.stdout
     assert "about" in run.stderr  # what it will cost, before
     factors = json.loads((tmp_path / "run/factors.json").read_text())
     assert factors["block_count"] == len(factors["layer_scale"]) == 6
-    assert factors["provenance"]["evaluations"]["bezier ga"] == 14
+    assert factors["provenance"]["evaluations"]["knots cma"] == 14
     ropebend(*args, "-o", "again", cwd=tmp_path)  # to the bit
     assert (tmp_path / "again/factors.json").read_bytes() == (tmp_path / "run/factors.json").read_bytes()
     assert "holds a search already" in ropebend(*args, "-o", "run", cwd=tmp_path, code=2).stderr
@@ -205,12 +205,16 @@ def test_doctor_leaves_out_the_shift_that_llama_cpp_would_abort_in(tmp_path: Pat
         (["search"], 2, "expected a MODEL, or --resume FOLDER"),
         (["search", NEEDLE, "--budget", "5x"], 2, "budget: expected evaluations"),
         (["search", NEEDLE, "--finals", "5"], 2, "--finals: expected SETSxITEMS"),
-        (["search", NEEDLE, "--controls", "x"], 2, "--controls: expected some of uniform, line, free, random"),
+        (
+            ["search", NEEDLE, "--controls", "x"],
+            2,
+            "--controls: expected some of uniform, attn, scales, line, free, random",
+        ),
         (["search", NEEDLE, "--genome", "x"], 2, "'x' is not one of 'bezier'"),
         (["search", NEEDLE, "--start", "two.json"], 1, "start: expected 6 scales, none below 1, got [1.0, 2.0]"),
         (["search", NEEDLE, "--start", "yarn.json"], 2, "--start: yarn.json is for --method yarn --factor 2; give the"),
         (["search", NEEDLE, "--start", "none.json"], 1, "none.json: No such file"),
-        (["search", NEEDLE, "--optimiser", "x"], 2, "'x' is not one of 'ga', 'cma', 'random'"),
+        (["search", NEEDLE, "--optimiser", "x"], 2, "'x' is not one of 'cma', 'ga', 'random'"),
         (["search", NEEDLE, "--also", "kv:keys"], 2, "expected NAME:option=value"),
         (["search", NEEDLE, "--method", "ntk", "--factor-range", "2,4"], 2, "--factor-range: expected LOW,HIGH"),
         (["search", NEEDLE, "--executor", "x"], 2, "'x' is not one of 'local', 'ray'"),

@@ -14,8 +14,10 @@ from ropebend.search import Listener, SearchSpec, run_search
 from ropebend.search import run as search_run
 from ropebend.search.cost import Cost, DoesNotFit, cost_of, fitted
 from ropebend.search.outcome import Progress
-from ropebend.search.spec import CONTROLS, OpenName
+from ropebend.search.spec import OpenName
 from ropebend.search.worker import Done, Job
+
+FOUR = ("uniform", "line", "free", "random")
 
 
 def test_budgets_in_tokens_and_time_end_a_search() -> None:
@@ -33,12 +35,12 @@ def test_budgets_in_tokens_and_time_end_a_search() -> None:
     outcome = run_search(spec(budget="0.000001s"), listener=Stages())
     assert len(outcome.main.history) == 1  # there is always something to choose from
     assert seen == ["uniform", "bezier ga", "finals: uniform", "finals: bezier ga", "test"]
-    assert (costs[0].finals, costs[0].test) == (2 * 3 * 1, 3 * 2)  # of two searches; of three sets of scales
+    assert (costs[0].finals, costs[0].test) == (2 * 3 * 1 + 1, 3 * 2)  # of two searches and unscaled; of three sets
 
 
 def test_a_budget_in_time_holds_all_of_a_run() -> None:
     """Whatever an item costs: judging, finals and at least a small search fit, or the run is refused with a budget."""
-    standard = spec(budget="20m", controls=CONTROLS, screen=6, finals=((24, 24),), test=100, open=get_args(OpenName))
+    standard = spec(budget="20m", controls=FOUR, screen=6, finals=((24, 24),), test=100, open=get_args(OpenName))
     before = 10**9
     for seconds in (0.01, 0.1, 0.3, 1.0, 3.0, 6.0, 7.5):
         sized = fitted(standard, seconds, spent=10.0)
@@ -55,7 +57,7 @@ def test_a_budget_in_time_holds_all_of_a_run() -> None:
     ) as caught:
         fitted(standard, 100.0, spent=10.0)
     again = standard.model_copy(update={"budget": caught.value.budget})
-    assert fitted(again, 100.0, spent=10.0).test == 10
+    assert fitted(again, 100.0, spent=10.0).test in (10, 11)
     fixed = standard.model_copy(update={"open": ("controls",)})  # what was asked for by name is not changed
     with pytest.raises(DoesNotFit):
         fitted(fixed, 3.0, spent=10.0)
@@ -97,7 +99,7 @@ def clockwork(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clockwork]:
 
 
 OPEN = get_args(OpenName)
-TWENTY = spec(budget="20m", controls=CONTROLS, screen=6, finals=((24, 24),), test=100, open=OPEN)
+TWENTY = spec(budget="20m", controls=FOUR, screen=6, finals=((24, 24),), test=100, open=OPEN)
 
 
 @pytest.mark.parametrize("seconds", [0.5, 2.0, 6.0])
@@ -150,5 +152,5 @@ def test_the_plan_is_said_in_words() -> None:
     assert "2,000 tokens/s, 0.5 s for a set of scales on an item" in text
     assert "at most 58 seconds, of which 6 seconds for finals and judgement" in text
     text = "\n".join(plan_in_words(spec(budget="50ktok"), cost_of(spec(budget="50ktok"), 1000, 0.5, 300, 2.0)))
-    assert "at most 31 seconds, of which 6 seconds" in text
-    assert "0.062 M prompt tokens" in text
+    assert "at most 32 seconds, of which 6 seconds" in text
+    assert "0.063 M prompt tokens" in text

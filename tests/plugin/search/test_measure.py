@@ -12,7 +12,7 @@ from ropebend import LayerScaling, RopebendError
 from ropebend.evaluate import Evaluation, Row
 from ropebend.search import run_search, verdict
 from ropebend.search.measure import Measurer
-from ropebend.search.objective import Objective, Term, depth_weights
+from ropebend.search.objective import SOFT_SHARE, Objective, Term, depth_weights
 from ropebend.search.optimisers import Scored, race
 from ropebend.search.space import Candidate
 from ropebend.search.worker import Done, Job
@@ -27,11 +27,13 @@ def rows(*values: Sequence[float]) -> list[Row]:
 def test_scores_weigh_depths_and_the_worst_one() -> None:
     task = KVRetrieval(keys=2, depths=[0.0, 1.0])
     got = rows([1, 0], [1, 1])
-    assert Term(task, worst=0.0).score(got) == pytest.approx(0.75)
-    assert Term(task, worst=0.5).score(got) == pytest.approx(0.5 * 0.75 + 0.5 * 0.5)
-    assert Term(task, depth_weights=(3, 1), worst=0.0).score(got) == pytest.approx(0.875)
+    hard = 1 - SOFT_SHARE
+    assert Term(task, worst=0.0).score(got) == pytest.approx(hard * 0.75)
+    assert Term(task, worst=0.5).score(got) == pytest.approx(hard * (0.5 * 0.75 + 0.5 * 0.5))
+    assert Term(task, depth_weights=(3, 1), worst=0.0).score(got) == pytest.approx(hard * 0.875)
     soft = Term(task, worst=0.0).score([Row((0.0, 0.0), (0.0, 0.0))])
-    assert soft == pytest.approx(0.1)
+    assert soft == pytest.approx(SOFT_SHARE)
+    assert Term(task, worst=0.0).score([Row((1.0, 1.0), (0.0, 0.0))]) == pytest.approx(1.0)
 
 
 def test_constraints_cost_only_when_broken(tmp_path: Path) -> None:
@@ -40,8 +42,9 @@ def test_constraints_cost_only_when_broken(tmp_path: Path) -> None:
     kv = Term(KVRetrieval(keys=2, depths=[0.0, 1.0]), worst=0.0, weight=2.0)
     objective = Objective((kv, text))
     base = [rows([0, 0]), rows([-2.0])]
-    assert objective.score([rows([1, 1]), rows([-2.0 - np.log(1.05)])], base) == pytest.approx(2.0)
-    assert objective.score([rows([1, 1]), rows([-2.0 - np.log(1.05) - 0.1])], base) == pytest.approx(1.0)
+    hard = 1 - SOFT_SHARE
+    assert objective.score([rows([1, 1]), rows([-2.0 - np.log(1.05)])], base) == pytest.approx(2.0 * hard)
+    assert objective.score([rows([1, 1]), rows([-2.0 - np.log(1.05) - 0.1])], base) == pytest.approx(2.0 * hard - 1.0)
     kept = Objective((Term(kv.task, keep=0.25),))
     assert kept.score([rows([1, 0])], [rows([1, 1])]) == pytest.approx(-2.5)
 
@@ -94,7 +97,7 @@ def test_nothing_is_measured_twice_not_even_after_a_restart(tmp_path: Path) -> N
     assert second.jobs == []
     assert [r.value[0] for r in got[1][0]] == list(range(22))
     assert (measurer.n_tokens, measurer.lengths) == (440, {0: 99})
-    assert measurer.n_missing(a, 23) == 1
+    assert measurer.n_missing(a, range(23)) == 1
     assert measurer.cost(0) == (10, 0.5)
     measurer.close()
 

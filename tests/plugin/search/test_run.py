@@ -66,6 +66,33 @@ def test_workers_run_a_task_of_your_own(tmp_path: Path) -> None:
     assert one.tests["unscaled"][0].value.tolist() == two.tests["unscaled"][0].value.tolist()
 
 
+BOTH = {"numbers": "both", "genome": "knots", "optimiser": "cma", "population": None, "budget": "60"}
+
+
+def test_both_numbers_are_found_written_and_judged_beside_the_scales_alone(tmp_path: Path) -> None:
+    controls = ("uniform", "attn", "scales")
+    outcome = run_folder.run_in(tmp_path, run_folder.start(tmp_path, spec(**BOTH, controls=controls)))
+    assert list(outcome.tests) == ["unscaled", *controls, "knots cma"]
+    found = {name: f.best.candidate for name, f in outcome.found.items()}
+    assert found["scales"].attn is None
+    assert set(found["attn"].scales) == {1.0}
+    assert found["uniform"].is_uniform
+    written = LayerScaling.load(tmp_path / "factors.json")
+    assert written.layer_attn_factor == outcome.layers.layer_attn_factor == found["knots cma"].number("attn")
+    best = written.provenance["scores"]["best_uniform"]
+    assert best == {name: found["uniform"].number(name)[0] for name in ("scale", "attn")}
+    again, _ = run_folder.resume(tmp_path)
+    assert run_folder.run_in(tmp_path, again).layers == outcome.layers
+
+
+def test_an_older_run_folder_moves_the_scales_alone(tmp_path: Path) -> None:
+    run_folder.start(tmp_path, spec())
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["search"]["numbers"], config["search"]["min_scale"], config["search"]["start_attn"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert run_folder.resume(tmp_path)[0] == spec(model=config["search"]["model"])
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("lines", [2, 14, 40])
 def test_killed_and_resumed_it_ends_in_the_same_factors(
