@@ -19,6 +19,9 @@ from ropebend.validation import UNBOUNDED, as_f32, check_attn_factors, check_sca
 if TYPE_CHECKING:
     from ropebend.plan import Plan
 
+#: Tokens that an answer without a bound is left with at least before it takes the plan of longer sequences.
+ENOUGH = 2048
+
 
 @dataclass(frozen=True)
 class ShorterPlan:
@@ -118,6 +121,13 @@ class LayerScaling:
     def longest(self) -> LayerScaling:
         """The plan of the longest sequences, alone."""
         return replace(self, shorter=(), up_to=None) if self.has_plans else self
+
+    def room(self, n_prompt: int, n_ctx: int) -> int:
+        """Tokens for an answer that names no bound itself: as far as the shortest plan goes that leaves it enough."""
+        for plan in self.shorter:
+            if n_prompt + min(ENOUGH, plan.up_to // 4) <= plan.up_to < n_ctx:
+                return plan.up_to - n_prompt
+        return n_ctx - n_prompt
 
     def at(self, length: int | None) -> LayerScaling | None:
         """What a sequence takes that may reach `length` tokens (None: any length); None: it runs unscaled."""

@@ -108,6 +108,10 @@ class Facts:
         """The plan of a request that may reach `length` tokens; None: unscaled."""
         return self.scaling.plan(length) if scaled and self.scaling is not None else None
 
+    def room(self, scaled: bool, n_prompt: int) -> int:
+        """Tokens for an answer to a request that names no `max_tokens`."""
+        return self.scaling.room(n_prompt, self.n_ctx) if scaled and self.scaling else self.n_ctx - n_prompt
+
 
 def load_model(o: EngineOptions) -> Model:
     """The model of these options.  RopebendError if it cannot be served."""

@@ -145,7 +145,7 @@ async def prepared(body: ChatRequest, serving: Serving) -> Prepared:
         check_length(len(tokens), 1, facts, "messages")
     else:
         check_length(len(tokens), asked, facts, "messages")
-    max_tokens = serving.max_tokens(asked, len(tokens), -1)
+    max_tokens = serving.max_tokens(asked, len(tokens), -1, scaled=scaled)
     n_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     expected = Expected(
         format_of(template_of(serving).source(with_tools=bool(tools))),

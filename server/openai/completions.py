@@ -93,7 +93,7 @@ async def completions(request: Request, body: CompletionRequest, serving: Served
     facts = serving.facts
     scaled = serving.is_scaled(body.model)
     prompts = await run_in_threadpool(token_lists, body.prompt, "prompt", serving)
-    max_tokens = serving.max_tokens(body.max_tokens, max(map(len, prompts)), 16)
+    max_tokens = serving.max_tokens(body.max_tokens, max(map(len, prompts)), 16, scaled=scaled)
     for prompt in prompts:
         check_length(len(prompt), max_tokens, facts, "prompt")
     constraint = await run_in_threadpool(of_body, body.grammar, body.json_schema, serving.engine)

@@ -47,17 +47,17 @@ class Serving:
     chats: Chats
     defaults: Defaults = field(default_factory=Defaults)
 
-    def max_tokens(self, asked: int | None, n_prompt: int, otherwise: int) -> int:
+    def max_tokens(self, asked: int | None, n_prompt: int, otherwise: int, *, scaled: bool) -> int:
         """Tokens that a text may get.
 
         asked: by the request; otherwise: if neither it nor the command line says how many.  -1: until the context is
-        full, to which also what the command line says is limited.
+        full, to which also what the command line says is limited, or, with plans by length, to the end of the prompt's.
         """
         room = max(self.facts.n_ctx - n_prompt, 0)
         if asked is None:
             given = self.defaults.n_predict
             asked = otherwise if given is None else -1 if given < 0 else min(given, room)
-        return room if asked == -1 else asked
+        return max(self.facts.room(scaled, n_prompt), 0) if asked == -1 else asked
 
     @property
     def model(self) -> str:

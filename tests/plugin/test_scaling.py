@@ -302,6 +302,14 @@ def test_a_sequence_takes_the_first_plan_that_is_long_enough() -> None:
     )
 
 
+def test_an_answer_without_a_bound_stays_in_the_plan_of_its_prompt_if_that_leaves_enough() -> None:
+    assert [BY_LENGTH.room(n, 512) for n in (10, 96, 97, 192, 193, 500)] == [118, 32, 159, 64, 319, 12]
+    assert BY_LENGTH.room(10, 100) == 90  # the context is smaller than any plan
+    assert BY_LENGTH.longest.room(10, 512) == 502
+    long = replace(BY_LENGTH, shorter=(ShorterPlan(32768, None),), up_to=None)
+    assert [long.room(n, 65536) for n in (30720, 30721)] == [2048, 65536 - 30721]
+
+
 def test_the_version_is_2_only_where_it_must_be() -> None:
     plain = LayerScaling((1.0, 2.0), "llama", provenance={"seed": 1})
     assert list(plain.to_metadata()) == [

@@ -1,6 +1,7 @@
 """Fast and slow evaluation of the bundled model must agree, item by item; so must llama-cpp-python's own class."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ropebend.evaluate import (
     open_evaluator,
 )
 from ropebend.runtime import Runtime
+from ropebend.scaling import ShorterPlan
 from ropebend.tasks import make_task
 from ropebend.tasks.kv import PROTOCOLS, KVRetrieval
 from ropebend.tasks.task import RetrievalTask
@@ -238,3 +240,12 @@ def test_rows_make_an_evaluation() -> None:
     assert result.mean == 0.75
     assert result.per_item.tolist() == [0.5, 1.0]
     assert isinstance(result, RetrievalEvaluation)
+
+
+def test_a_measurement_takes_the_plan_of_its_length(needle: Model) -> None:
+    task = make_task("kv", {"keys": 3, "seed": 1, "depths": [0.5]})
+    with open_evaluator(needle, task, 1, ONE) as evaluator:
+        scaling = LayerScaling((1.5, 1.0, 1.0, 1.5, 1.25, 1.0))
+        for up_to, unscaled in ((evaluator.n_tokens, True), (evaluator.n_tokens - 1, False)):
+            evaluator.set_scaling(replace(scaling, shorter=(ShorterPlan(up_to, None),)))
+            assert (evaluator.context.plan is None) == unscaled

@@ -11,7 +11,7 @@ import pytest
 from ropebend.context import Context
 from ropebend.model import Model
 from ropebend.rope_method import RopeMethod
-from ropebend.scaling import LayerScaling
+from ropebend.scaling import LayerScaling, ShorterPlan
 
 from ..conftest import N_CTX_TRAIN, SCALES, Server, write_model
 
@@ -126,3 +126,29 @@ def test_factors_replace_the_scales_in_the_file(
     with Model(models["scaled"]) as model:
         assert text == model.detokenize(tokens)
     assert first == pytest.approx(logprob(logits, tokens[0]), abs=1e-5)
+
+
+def test_plans_by_length_over_http(start: Callable[..., Server], tmp_path: Path) -> None:
+    """A chat that names no bound stays under the plan of its prompt; one beyond takes the next."""
+    value = LayerScaling(SCALES, "llama", shorter=(ShorterPlan(128, None),), up_to=512)
+    server = start(write_model(tmp_path / "plans.gguf", value), "-c", "512").wait_until_ready()
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        plans = http.get("/props").json()["plans"]
+        plan = value.plan(512)
+        assert plan is not None
+        assert [(p["up_to"], p["hash"]) for p in plans] == [(128, None), (512, plan.hash)]
+        assert plans[0]["layer_scale"] is None
+        assert plans[1]["layer_scale"] == list(value.layer_scale)
+        seen = []
+        for words, more in (("dog", {}), ("dog " * 150, {"max_tokens": 4}), ("dog", {"max_tokens": 300})):
+            body = {
+                "messages": [{"role": "user", "content": words}],
+                "temperature": 0,
+                "logit_bias": {"0": -100},
+                **more,
+            }
+            answer = http.post("/v1/chat/completions", json=body).json()
+            seen.append((answer["system_fingerprint"], answer["usage"]["total_tokens"]))
+    scaled = f"ropebend-{plan.hash}"
+    assert [s for s, _ in seen] == ["ropebend-unscaled", scaled, scaled]
+    assert seen[0][1] <= 128
