@@ -69,9 +69,10 @@ def slow_answers(model: Model, task: RetrievalTask, n: int, scaling: LayerScalin
     """Each prompt alone, no early end."""
     with open_evaluator(model, task, n, ONE) as evaluator:
         assert isinstance(evaluator, RetrievalEvaluator)
+        prompts = evaluator.prompts
         asked = [(q, evaluator.limit(q)) for i in range(n) for q in task.item(i).questions]
     with Context(model, n_ctx=2048, n_threads=1, scaling=scaling) as context:
-        return [greedy_answer(context, q, task, limit) for q, limit in asked]
+        return [greedy_answer(context, q, task, limit, prompts) for q, limit in asked]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
