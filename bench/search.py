@@ -31,7 +31,8 @@ from ropebend.runtime import Runtime
 from ropebend.search import SearchSpec, TaskSpec
 from ropebend.search import folder as run_folder
 from ropebend.search.measure import Measurer, read_log
-from ropebend.search.optimisers import Scored, race
+from ropebend.search.optimiser import Scored
+from ropebend.search.optimisers import race
 from ropebend.search.run import open_measurer
 from ropebend.search.space import Candidate, make_space
 

@@ -8,7 +8,7 @@ from ropebend.evaluate import Evaluation
 from ropebend.model_info import ModelInfo
 from ropebend.scaling import LayerScaling
 from ropebend.search.cost import Cost
-from ropebend.search.optimisers import Scored
+from ropebend.search.optimiser import Scored
 from ropebend.search.spec import SearchSpec
 from ropebend.tasks.task import Task
 

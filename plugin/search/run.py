@@ -21,7 +21,8 @@ from ropebend.scaling import LayerScaling
 from ropebend.search.cost import Cost, cost_of, fitted
 from ropebend.search.measure import Measurer
 from ropebend.search.objective import Objective
-from ropebend.search.optimisers import Optimiser, make_optimiser, race
+from ropebend.search.optimiser import Optimiser
+from ropebend.search.optimisers import make_optimiser, race
 from ropebend.search.outcome import UNSCALED, Found, Generation, Listener, Outcome, Progress
 from ropebend.search.space import USUAL_TOP, Candidate, make_space, uniform_grid
 from ropebend.search.spec import MIN_TEST, UNIFORM_BUDGET, Budget, SearchPlan, SearchSpec

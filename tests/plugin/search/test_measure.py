@@ -13,7 +13,8 @@ from ropebend.evaluate import Evaluation, Row
 from ropebend.search import run_search, verdict
 from ropebend.search.measure import Measurer
 from ropebend.search.objective import SOFT_SHARE, Objective, Term, depth_weights
-from ropebend.search.optimisers import Scored, race
+from ropebend.search.optimiser import Scored
+from ropebend.search.optimisers import race
 from ropebend.search.space import Candidate
 from ropebend.search.worker import Done, Job
 from ropebend.tasks.kv import KVRetrieval

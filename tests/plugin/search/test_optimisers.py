@@ -7,7 +7,9 @@ import pytest
 
 from ropebend import RopebendError
 from ropebend.search.curves import CURVES
-from ropebend.search.optimisers import OPTIMISERS, GeneticSearch, Optimiser, make_optimiser
+from ropebend.search.genetic import GeneticSearch
+from ropebend.search.optimiser import Optimiser
+from ropebend.search.optimisers import OPTIMISERS, make_optimiser
 from ropebend.search.space import Candidate, Space, make_space, uniform_grid
 from ropebend.search.spec import Budget
 

@@ -1,0 +1,163 @@
+"""CMA-ES that learns its steps from the model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import cmaes
+import numpy as np
+
+from ropebend.search.curves import Genes
+from ropebend.search.optimiser import Genome, Optimiser, Scored
+from ropebend.search.space import Candidate, Key, Space
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How CMA-ES is set up here; values found on needle and SmolLM2.
+
+    bearable  a uniform step that costs less than this in score is one that the model bears
+    sigma     first standard deviation, in such steps
+    smallest  step that is tried whatever the model bears
+    """
+
+    bearable: float = 0.03
+    sigma: float = 0.7
+    smallest: float = 0.02
+
+
+class CMAES(Optimiser):
+    """CMA-ES (Hansen 2001, the package `cmaes`) with steps learnt from the model and fresh items for each generation.
+
+    The first two generations are a sweep: uniform values of each number, then thirds of the layers in both directions,
+    from which it learns where to begin and how large a step this model bears: a model inside its trained window breaks
+    at scales that one beyond it needs.  Then each generation is measured on items of its own: CMA-ES needs to know only
+    how the candidates of one generation rank, and what fits a few items by chance does not survive the next ones.  What
+    it ends in is the centre of its distribution, a mean over all it has learnt, not the luckiest candidate.
+    """
+
+    name = "cma"
+    setting = Adaptation()
+
+    def __init__(self, space: Space, *, seed: int = 0, **more: Any):
+        super().__init__(space, seed=seed, **more)
+        self._seed = seed
+        self._cma: cmaes.CMA | None = None
+        self._steps = space.spread
+        self._sampled: list[Genes] = []
+        self._centres: list[Scored] = []
+
+    @staticmethod
+    def usual_population(space: Space) -> int:
+        """Hansen's default, 4 + 3 ln n."""
+        return 4 + int(3 * math.log(space.n_genes))
+
+    def items(self, screen: int, n_items: int) -> list[int]:
+        """The first ones for the sweep, then the next ones for each generation, round and round."""
+        if self.generation < 2:
+            return super().items(screen, n_items)
+        first = (self.generation - 1) * screen
+        return sorted({(first + i) % max(n_items, 1) for i in range(screen)})
+
+    def top(self, n: int) -> list[Scored]:
+        """The centres, newest first, then the best of the sweep, whose scores are of other items."""
+        if not self._centres:
+            return super().top(n)
+        half = self._centres[len(self._centres) // 2]
+        out = list({s.candidate.key: s for s in (self._centres[-1], half, self._middle())}.values())
+        return [*out, *super().top(n)][:n]
+
+    def second_generation(self) -> list[Genome]:
+        """Thirds of the layers, each number in both directions by the largest step that the model bears."""
+        out: list[Genome] = []
+        for curve in self.space.curves:
+            number, base = curve.number.name, self.best_uniform(curve.number.name)
+            if curve.n_genes == 1:
+                finer = (base * k for k in (0.94, 0.97, 1.03, 1.06))
+                out += [(self.space.uniform(**{number: v}), f"uniform {number} {v:g}") for v in finer]
+                continue
+            step, thirds = self._bearable(number), np.array_split(np.arange(curve.n_layer), 3)
+            for k, layers in enumerate(thirds):
+                for sign in (1, -1):
+                    values = np.full(curve.n_layer, base)
+                    values[layers] = np.clip(base + sign * step, curve.number.low, curve.number.high)
+                    if len(layers) and values[layers[0]] != base:
+                        origin = f"{number} {values[layers[0]]:g} in third {k + 1}"
+                        out.append((self.space.genome({number: curve.near(values.tolist())}), origin))
+        both = {c.number.name: c.uniform(self.best_uniform(c.number.name)) for c in self.space.curves}
+        return [*out, (self.space.genome(both), "uniform"), *self._stretched_start()]
+
+    def next_generation(self) -> list[Genome]:
+        """A full population of samples, and the centre."""
+        if self._cma is None or self._cma.should_stop():
+            self._begin()
+        assert self._cma is not None
+        self._sampled = [self._cma.ask() for _ in range(self._cma.population_size)]
+        return [(self._genes(x), "cma-es") for x in self._sampled]
+
+    def told(self, news: list[tuple[Genes, Candidate]]) -> None:
+        """Pass the scores on (cmaes minimises)."""
+        if self._cma is None or not self._sampled:
+            return
+        candidates = [self.space.express(self._genes(x)) for x in self._sampled]
+        told = {candidate.key for _, candidate in news}
+        if all(c.key in told for c in candidates):  # not after an interrupted generation
+            scores = [self.scores[c.key] for c in candidates]
+            self._cma.tell([(x, -score) for x, score in zip(self._sampled, scores, strict=True)])
+            centre = self.space.express(self._genes(self._cma.mean), f"centre {len(self._centres) + 1}")
+            self._centres.append(Scored(centre, float(np.mean(scores))))
+        self._sampled = []
+
+    @property
+    def ranks(self) -> bool:
+        """In the sweep."""
+        return self._cma is None
+
+    def _known(self) -> set[Key]:
+        return super()._known() if self.ranks else set()  # on fresh items nothing is known
+
+    def _genes(self, x: Genes) -> Genes:
+        return self.space.bounded(x[: self.space.n_genes] * self._steps)
+
+    def _middle(self) -> Scored:
+        """The mean of the last centres: what is left of their noise is less than one's."""
+        last = self._centres[-max(1, len(self._centres) // 4) :]
+        means = {name: np.mean([s.candidate.number(name) for s in last], axis=0) for name in ("scale", "attn")}
+        wanted = Candidate(tuple(means["scale"]), last[-1].candidate.factor, tuple(means["attn"]))
+        middle = self.space.express(self.space.near(wanted), f"mean of {len(last)} centres")
+        return Scored(middle, float(np.mean([s.score for s in last])))
+
+    def _bearable(self, number: str) -> float:
+        """The largest uniform step of this number, either way, that does not cost much."""
+        others = [n for n in self.space.numbers if n != number]
+        uniform = [
+            (s.candidate.number(number)[0], s.score)
+            for _, s in self._ranked
+            if s.candidate.is_uniform and all(s.candidate.number(n)[0] == 1.0 for n in others)
+        ]
+        ones = next((score for value, score in uniform if value == 1.0), -math.inf)
+        steps = [abs(value - 1.0) for value, score in uniform if score >= ones - self.setting.bearable]
+        curve = self.space.curve(number)
+        assert curve is not None
+        return min(max([self.setting.smallest, *steps]), curve.number.step)
+
+    def _begin(self) -> None:
+        """From the best so far, by steps that the model bears."""
+        space, at = self.space, 0
+        steps = space.spread.copy()
+        for curve in space.curves:
+            of_curve = steps[at : at + curve.n_genes]
+            of_curve[curve.is_value] = self._bearable(curve.number.name)
+            at += curve.n_genes
+        self._steps = steps
+        bounds = np.stack([space.low / steps, space.high / steps], axis=1)
+        start = self._ranked[0][0] / steps
+        # cmaes wants two dimensions at least: a second one without meaning for a single gene
+        if len(start) == 1:
+            start, bounds = np.append(start, 0.0), np.vstack([bounds, [-1.0, 1.0]])
+        self._cma = cmaes.CMA(
+            start, self.setting.sigma, bounds=bounds, seed=(self._seed + self.generation) % 2**32,
+            population_size=self.population,
+        )  # fmt: skip
