@@ -13,7 +13,7 @@ import table
 import typer
 
 from ropebend import Context, Model, RopeMethod
-from ropebend.plan import stretched
+from ropebend.scaling.plan import stretched
 
 NEEDLE = Path(str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf"))
 

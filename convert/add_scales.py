@@ -123,11 +123,11 @@ def add_scales(
     stopped by Ctrl-C or SIGTERM.
     With nothing to remove, --remove --in-place is done (0), and --remove to another file is an error (1).
     """
-    from ropebend.by_length import read_parts, with_short_unscaled
     from ropebend.convert.gguf_file import GgufFile  # gguf-py takes longer to import than --help to print
     from ropebend.convert.job import Job
     from ropebend.convert.report import done, facts, planned
     from ropebend.model_info import Header
+    from ropebend.scaling.by_length import read_parts, with_short_unscaled
 
     try:
         plain = {"--scale": scale, "--method": method, "--factor": factor}
@@ -163,7 +163,7 @@ def add_scales(
 
 def _plain(source: GgufFile, scale: float | None, method: str | None, factor: float | None) -> LayerScaling | None:
     from ropebend.model_info import Header
-    from ropebend.stretch import plain_stretch
+    from ropebend.scaling.stretch import plain_stretch
 
     header = Header(source.path, source.value)
     header.check_is_model()

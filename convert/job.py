@@ -19,7 +19,7 @@ from ropebend.convert.transfer import Progress, write_at
 from ropebend.convert.verify import read_back, verify
 from ropebend.errors import RopebendError, UsageError
 from ropebend.scaling import LayerScaling
-from ropebend.stretch import doubts
+from ropebend.scaling.stretch import doubts
 
 
 @dataclass(frozen=True)

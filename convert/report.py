@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from ropebend import gguf_keys
 from ropebend.convert.job import Job, Outcome
+from ropebend.scaling import gguf_keys
 from ropebend.shell import command
 
 

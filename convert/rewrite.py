@@ -8,12 +8,11 @@ from typing import Any
 
 from gguf import GGUFValueType
 
-from ropebend import gguf_keys
 from ropebend.convert.gguf_file import CHUNK, HEADER_SIZE, MAX_VALUE_BYTES, SCALAR_FORMATS, GgufFile, KeyValue, pad
 from ropebend.convert.room import with_room
 from ropebend.convert.transfer import BLOCK, Progress, transfer, write_at
 from ropebend.errors import RopebendError
-from ropebend.scaling import LayerScaling
+from ropebend.scaling import LayerScaling, gguf_keys
 
 TYPES = {
     gguf_keys.VERSION: GGUFValueType.UINT32,

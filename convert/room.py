@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 from gguf import GGUFValueType
 
-from ropebend import gguf_keys
 from ropebend.convert.gguf_file import MAX_VALUE_BYTES, GgufFile, KeyValue, pad
 from ropebend.convert.transfer import BLOCK
+from ropebend.scaling import gguf_keys
 
 BEFORE, AFTER, STAND_IN = gguf_keys.ROOM + "before", gguf_keys.ROOM + "after", gguf_keys.ROOM + "{}"
 N_KEYS = {1: 6, 2: 8}  # keys of `gguf_keys` by version; those that are missing have stand-ins

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from itertools import zip_longest
 
-from ropebend import gguf_keys
 from ropebend.convert.gguf_file import GgufFile
 from ropebend.convert.rewrite import Rewrite, other_pairs
 from ropebend.errors import RopebendError
 from ropebend.model_info import Header
-from ropebend.scaling import LayerScaling
+from ropebend.scaling import LayerScaling, gguf_keys
 
 SAMPLE = 4096  # bytes compared at either end of each tensor
 

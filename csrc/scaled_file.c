@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// the keys and limits of plugin/scaling.py
+// the keys and limits of plugin/scaling/__init__.py
 static const char  PREFIX[]          = "ropebend.";
 static const char  KEY_VERSION[]     = "ropebend.version";
 static const char  KEY_LAYER_SCALE[] = "ropebend.layer_scale";
@@ -267,7 +267,7 @@ bool ropebend_file_equal(const struct ropebend_file * a, const struct ropebend_f
            memcmp(a->layer_scale, b->layer_scale, n) == 0 && memcmp(a->layer_attn_factor, b->layer_attn_factor, n) == 0;
 }
 
-// The number that the shortest decimal of a float32 stands for, so that products round as they do in plugin/scaling.py.
+// The number that the shortest decimal of a float32 stands for, so that products round as they do in plugin/scaling/__init__.py.
 static double shortest(float value) {
     char text[32];
     for (int digits = 6; digits <= 9; digits++) {

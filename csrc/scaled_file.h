@@ -1,4 +1,4 @@
-// The layer scales that a GGUF carries, and the plans they make: what plugin/scaling.py does, for programs without Python.
+// The layer scales that a GGUF carries, and the plans they make: what plugin/scaling/__init__.py does, for programs without Python.
 
 #ifndef ROPEBEND_SCALED_FILE_H
 #define ROPEBEND_SCALED_FILE_H

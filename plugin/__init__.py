@@ -1,7 +1,7 @@
 """Per-layer RoPE scales for unmodified llama.cpp: search them, store them in the GGUF, serve the result.
 
 Public are the names in `__all__`, and these modules with what their own docs show:
-`ropebend.bezier` (the curve), `ropebend.evaluate`, `ropebend.tasks` (tasks of your own), `ropebend.search`.
+`ropebend.scaling.bezier` (the curve), `ropebend.evaluate`, `ropebend.tasks` (tasks of your own), `ropebend.search`.
 Everything else may change without notice.
 """
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from ropebend.context import Context
     from ropebend.llama import Llama
     from ropebend.model import Model
-    from ropebend.rope_method import RopeMethod
     from ropebend.scaling import LayerScaling
+    from ropebend.scaling.rope_method import RopeMethod
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,7 +39,7 @@ _LAZY = {
     "LayerScaling": "ropebend.scaling",
     "Llama": "ropebend.llama",
     "Model": "ropebend.model",
-    "RopeMethod": "ropebend.rope_method",
+    "RopeMethod": "ropebend.scaling.rope_method",
 }
 
 

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from ropebend.errors import RopebendError
 from ropebend.model import Closing, Model, check_supported, chosen_scaling, has_mrope
 from ropebend.native import Hook, captured_log
-from ropebend.plan import Plan
 from ropebend.runtime import MAX_THREADS, available_threads, cache_type
 from ropebend.scaling import LayerScaling
+from ropebend.scaling.plan import Plan
 
 
 class Batch:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ropebend import _native
 from ropebend.errors import RopebendError, TextError
-from ropebend.plan import Plan
+from ropebend.scaling.plan import Plan
 
 
 @functools.cache

@@ -17,8 +17,8 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 import random_models
 
+from ropebend.doctor.observe import Tensor
 from ropebend.native import captured_log
-from ropebend.observe import Tensor
 
 N_VOCAB, N_EMBD, N_HEAD, HEAD_DIM, N_FF, N_CTX = 64, 64, 2, 32, 96, 256
 

@@ -14,8 +14,8 @@ from ropebend.convert.room import plan_edit
 from ropebend.convert.transfer import BLOCK
 from ropebend.convert.verify import verify
 from ropebend.errors import RopebendError
-from ropebend.rope_method import RopeMethod
 from ropebend.scaling import LayerScaling
+from ropebend.scaling.rope_method import RopeMethod
 
 CORPUS = Path(__file__).parent / "convert" / "corpus.zip"
 SCALING = LayerScaling((1.0, 2.0, 1.5), rope=RopeMethod("yarn", 4.0, 64), provenance={"seed": 1})

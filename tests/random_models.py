@@ -9,9 +9,8 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from ropebend import gguf_keys
 from ropebend.models.needle.tokenizer import Tokenizer
-from ropebend.scaling import LayerScaling
+from ropebend.scaling import LayerScaling, gguf_keys
 
 N_VOCAB = 257  # all bytes, and <|end|>
 SHAPE = {"n_layer": 3, "n_embd": 64, "n_head": 4, "n_head_kv": 2, "head_dim": 16, "n_ff": 96}  # the default

@@ -15,10 +15,10 @@ from typing_extensions import Self
 from ropebend.convert.gguf_file import GgufFile
 from ropebend.errors import FileError, RopebendError
 from ropebend.model_info import NOT_MODELS
-from ropebend.rope_method import OWN_METHODS
 from ropebend.scaling import LayerScaling
+from ropebend.scaling.rope_method import OWN_METHODS
+from ropebend.scaling.stretch import doubts
 from ropebend.shell import command
-from ropebend.stretch import doubts
 
 PREFILL, DECODED = 256, 16  # tokens of the speed measurement
 

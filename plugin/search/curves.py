@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import least_squares
 
-from ropebend.bezier import layer_scales
+from ropebend.scaling.bezier import layer_scales
 
 Genes = npt.NDArray[np.float64]
 Points = tuple[tuple[float, float], ...]

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ropebend.durations import read_duration
 from ropebend.errors import UsageError
-from ropebend.rope_method import RopeMethod
 from ropebend.runtime import Runtime
+from ropebend.scaling.rope_method import RopeMethod
 from ropebend.search.objective import Objective, Term
 from ropebend.tasks import Task, make_task, option_types, read_option, split_name
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from ropebend.context import Context
 from ropebend.errors import RopebendError
 from ropebend.model import Model
-from ropebend.plan import Plan
+from ropebend.scaling.plan import Plan
 from ropebend.server.engine.events import Cancelled, Completed, Ending, Event, Failed
 from ropebend.server.engine.kv_pool import KVPool
 from ropebend.server.engine.loading import EngineOptions, Facts, load_context, load_model

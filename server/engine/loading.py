@@ -17,9 +17,9 @@ from ropebend.context import Context
 from ropebend.errors import RopebendError
 from ropebend.model import Model, scaling_for
 from ropebend.model_info import ModelInfo
-from ropebend.plan import Plan
 from ropebend.runtime import Runtime
 from ropebend.scaling import LayerScaling
+from ropebend.scaling.plan import Plan
 from ropebend.server.engine import context_size
 from ropebend.server.engine.requests import Pooling
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ropebend.context import Batch, Context
 from ropebend.errors import RopebendError
-from ropebend.plan import Plan
+from ropebend.scaling.plan import Plan
 from ropebend.server.engine.outputs import Outputs, Rows
 from ropebend.server.engine.scheduler import Chunk, Entry, Step
 

@@ -16,7 +16,7 @@ from random_models import write_llama
 
 import ropebend
 from ropebend import Context, LayerScaling, Model, RopebendError, RopeMethod
-from ropebend.by_length import join, read_parts
+from ropebend.scaling.by_length import join, read_parts
 
 Cli = Callable[..., tuple[int, str, str]]
 JUDGED = {"scores": {"test": {"bezier ga": 1}}}
@@ -156,7 +156,7 @@ def test_the_search_s_words_are_read_as_the_command_s(model: Path) -> None:
 def test_the_release_before_refuses_a_file_of_format_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own scaling.py, out of the history, reads version 1 and refuses version 2."""
     root = Path(__file__).parents[2]
-    show = ["git", "-C", str(root), "show", "5583690:plugin/scaling.py"]
+    show = ["git", "-C", str(root), "show", "5583690:plugin/scaling/__init__.py"]
     old = subprocess.run(show, capture_output=True, text=True, check=False)
     if old.returncode:
         pytest.skip("no history of commits here")

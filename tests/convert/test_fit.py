@@ -10,8 +10,8 @@ from gguf import GGUFValueType
 from ropebend.convert.fit import fit
 from ropebend.convert.gguf_file import GgufFile
 from ropebend.errors import RopebendError
-from ropebend.rope_method import RopeMethod
 from ropebend.scaling import LayerScaling
+from ropebend.scaling.rope_method import RopeMethod
 
 MakeModel = Callable[..., Path]
 

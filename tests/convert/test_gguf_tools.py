@@ -16,8 +16,8 @@ from random_models import write_llama
 from ropebend.convert.gguf_file import GgufFile
 from ropebend.convert.job import Job
 from ropebend.convert.room import AFTER, BEFORE
-from ropebend.rope_method import RopeMethod
 from ropebend.scaling import LayerScaling, ShorterPlan
+from ropebend.scaling.rope_method import RopeMethod
 
 A = LayerScaling((1.0, 1.25, 4.0), "llama", RopeMethod("yarn", 2.5, 64), provenance={"task": "kv", "score": 0.5})
 B = LayerScaling((2.0, 1.5, 3.0), "llama")

@@ -12,13 +12,12 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFEndian, GGUFReader,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ropebend import gguf_keys
 from ropebend.convert import gguf_file
 from ropebend.convert.gguf_file import GgufFile
 from ropebend.convert.rewrite import Rewrite, encode
 from ropebend.errors import RopebendError
-from ropebend.rope_method import RopeMethod
-from ropebend.scaling import LayerScaling
+from ropebend.scaling import LayerScaling, gguf_keys
+from ropebend.scaling.rope_method import RopeMethod
 
 MakeModel = Callable[..., Path]
 SCALING = LayerScaling(

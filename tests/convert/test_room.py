@@ -20,8 +20,8 @@ from ropebend.convert.job import Job, Outcome
 from ropebend.convert.rewrite import Rewrite
 from ropebend.convert.room import SECTOR, plan_edit
 from ropebend.errors import RopebendError
-from ropebend.rope_method import RopeMethod
 from ropebend.scaling import LayerScaling
+from ropebend.scaling.rope_method import RopeMethod
 
 MakeModel = Callable[..., Path]
 A = LayerScaling((1.0, 1.25, 4.0), "llama", RopeMethod("yarn", 2.5, 64), provenance={"task": "kv", "score": 0.5})

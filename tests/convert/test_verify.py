@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from gguf import GGUFValueType, GGUFWriter
 
-from ropebend import gguf_keys
 from ropebend.convert.gguf_file import GgufFile
 from ropebend.convert.rewrite import Rewrite
 from ropebend.convert.verify import verify
 from ropebend.errors import RopebendError
-from ropebend.scaling import LayerScaling
+from ropebend.scaling import LayerScaling, gguf_keys
 
 SCALING = LayerScaling((1.0, 1.25, 4.0), "llama", provenance={"task": "kv"})
 

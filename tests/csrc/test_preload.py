@@ -14,7 +14,7 @@ from c_programs import ROOT, SANITIZERS, compile_c, compile_decode, compiler
 from random_models import write_llama
 
 from ropebend import Context, LayerScaling, Model, RopeMethod, preload
-from ropebend.plan import Plan
+from ropebend.scaling.plan import Plan
 
 F32 = npt.NDArray[np.float32]
 TOKENS = [1 + 37 * i % 120 for i in range(27)]  # decode.c's

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ropebend.bezier import layer_scales
 from ropebend.errors import RopebendError
+from ropebend.scaling.bezier import layer_scales
 
 
 def test_straight_control_points_give_a_straight_line() -> None:

@@ -10,10 +10,10 @@ import real_models
 
 from ropebend import LayerScaling, Model
 from ropebend.doctor import METHODS, Check, compare_with_numpy, examine, ranges
+from ropebend.doctor.observe import Observed
+from ropebend.doctor.reference import rope
 from ropebend.native import Hook
-from ropebend.observe import Observed
-from ropebend.plan import Plan
-from ropebend.reference import rope
+from ropebend.scaling.plan import Plan
 
 
 def failed(checks: Iterator[Check]) -> list[str]:

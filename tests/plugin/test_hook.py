@@ -13,8 +13,8 @@ import pytest
 from random_models import SHAPE, weights, write_llama
 
 from ropebend import Context, LayerScaling, Model, RopebendError, RopeMethod
-from ropebend.plan import stretched
 from ropebend.scaling import ShorterPlan
+from ropebend.scaling.plan import stretched
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(1, 257, 40)]
 F32 = npt.NDArray[np.float32]

@@ -14,7 +14,7 @@ from architecture_models import write_model
 
 from ropebend import Context, LayerScaling, Llama, Model, RopebendError, RopeMethod
 from ropebend.doctor import compare_with_numpy
-from ropebend.observe import Observed, RopeNode
+from ropebend.doctor.observe import Observed, RopeNode
 
 TOKENS = [int(t) for t in np.random.default_rng(5).integers(0, 64, 24)]
 LINEAR = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}

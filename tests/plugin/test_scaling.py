@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ropebend import LayerScaling, RopebendError, RopeMethod, gguf_keys
-from ropebend.rope_method import dynamic_ntk_factor, length_bucket
-from ropebend.scaling import ShorterPlan
-from ropebend.validation import as_f32
+from ropebend import LayerScaling, RopebendError, RopeMethod
+from ropebend.scaling import ShorterPlan, gguf_keys
+from ropebend.scaling.rope_method import dynamic_ntk_factor, length_bucket
+from ropebend.scaling.validation import as_f32
 
 scales = st.lists(st.floats(0.10000000149011612, 1000, width=32), min_size=1, max_size=40)
 json_values = st.recursive(
@@ -277,7 +277,11 @@ def test_plans_in_the_metadata_are_checked_one_by_one() -> None:
             [1.0] * 5 + [0.01],
             r"layer_attn_factor\[5\]: expected a finite",
         ),
-        (gguf_keys.PLAN_UP_TO, [8, 8, 9], r"ropebend.plan.up_to\[1\]: expected numbers of tokens that ascend, got 8"),
+        (
+            gguf_keys.PLAN_UP_TO,
+            [8, 8, 9],
+            r"ropebend.plan.up_to\[1\]: expected numbers of tokens that ascend, got 8",
+        ),
         (gguf_keys.PLAN_UP_TO, [], "ropebend.plan.up_to: expected one length or more"),
         (gguf_keys.PLAN_UP_TO, [float("inf")], "expected 2 scales, for 1 plans one per block|ascend"),
         (gguf_keys.PROVENANCE, '{"ropebend.plans": [{}, 3]}', "ropebend.plans: expected objects, got 3"),

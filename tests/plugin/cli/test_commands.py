@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from ropebend import LayerScaling, RopebendError, UsageError
 from ropebend.cli import app
 from ropebend.evaluate import RetrievalEvaluator, Row
-from ropebend.rope_method import RopeMethod
+from ropebend.scaling.rope_method import RopeMethod
 from ropebend.search import folder as run_folder
 
 TEXT = ["--task", "perplexity", "--text", "t.txt", "--length", "16"]

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from ropebend.rope_method import RopeMethod
 from ropebend.scaling import LayerScaling, ShorterPlan
+from ropebend.scaling.rope_method import RopeMethod
 from ropebend.server.engine import context_size
 
 TRAINED = 256

@@ -18,8 +18,8 @@ from random_models import write_llama
 from ropebend.context import Context
 from ropebend.errors import RopebendError
 from ropebend.model import Model
-from ropebend.rope_method import RopeMethod
 from ropebend.scaling import LayerScaling
+from ropebend.scaling.rope_method import RopeMethod
 from ropebend.server.engine.engine import Engine
 from ropebend.server.engine.events import Completed, Embedding, Event, Failed, Finished, Piece
 from ropebend.server.engine.outputs import Outputs

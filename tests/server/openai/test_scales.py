@@ -10,8 +10,8 @@ import pytest
 
 from ropebend.context import Context
 from ropebend.model import Model
-from ropebend.rope_method import RopeMethod
 from ropebend.scaling import LayerScaling, ShorterPlan
+from ropebend.scaling.rope_method import RopeMethod
 
 from ..conftest import N_CTX_TRAIN, SCALES, Server, write_model
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ropebend.errors import ScalesError, UsageError
-from ropebend.rope_method import NO_METHOD, RopeMethod
 from ropebend.scaling import LayerScaling
+from ropebend.scaling.rope_method import NO_METHOD, RopeMethod
 
 
 def doubts(scaling: LayerScaling, n_ctx_train: int | None, n_ctx: int | None = None) -> list[str]:

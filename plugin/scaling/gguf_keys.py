@@ -9,9 +9,9 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ropebend import factors_json
 from ropebend.errors import ScalesError
-from ropebend.validation import UNBOUNDED, check_attn_factors, check_scales, check_up_to, no_constant, numbers
+from ropebend.scaling import factors_json
+from ropebend.scaling.validation import UNBOUNDED, check_attn_factors, check_scales, check_up_to, no_constant, numbers
 
 if TYPE_CHECKING:
     from ropebend.scaling import LayerScaling

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropebend.errors import FileError, ScalesError
-from ropebend.rope_method import METHODS, NO_METHOD, RopeMethod
-from ropebend.validation import (
+from ropebend.scaling.rope_method import METHODS, NO_METHOD, RopeMethod
+from ropebend.scaling.validation import (
     ATTN_FACTOR_RANGE,
     UNBOUNDED,
     as_f32,
@@ -118,7 +118,7 @@ def _parse_numbers(data: dict[str, Any], block_count: int | None, at: str) -> di
 
 
 def _on_curve(points: Points, n_layer: int, floor: float) -> tuple[float, ...]:
-    from ropebend.bezier import layer_scales  # numpy: later, for the command line's sake
+    from ropebend.scaling.bezier import layer_scales  # numpy: later, for the command line's sake
 
     return tuple(layer_scales(points, n_layer, floor))
 

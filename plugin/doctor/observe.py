@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from ropebend import _native
 from ropebend.context import Context
+from ropebend.doctor.reference import RopeParams
 from ropebend.errors import RopebendError
 from ropebend.native import layout
-from ropebend.reference import RopeParams
 
 
 @dataclass

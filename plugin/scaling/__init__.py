@@ -10,14 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropebend import _native, factors_json, gguf_keys
+from ropebend import _native
 from ropebend.errors import RopebendError, ScalesError, named
 from ropebend.files import write_json
-from ropebend.rope_method import NO_METHOD, OWN_METHODS, RopeMethod
-from ropebend.validation import UNBOUNDED, as_f32, check_attn_factors, check_scales, check_up_to
+from ropebend.scaling import factors_json, gguf_keys
+from ropebend.scaling.rope_method import NO_METHOD, OWN_METHODS, RopeMethod
+from ropebend.scaling.validation import UNBOUNDED, as_f32, check_attn_factors, check_scales, check_up_to
 
 if TYPE_CHECKING:
-    from ropebend.plan import Plan
+    from ropebend.scaling.plan import Plan
 
 #: Tokens that an answer without a bound is left with at least before it takes the plan of longer sequences.
 ENOUGH = 2048
@@ -254,7 +255,7 @@ class LayerScaling:
         Only plans by length and dynamic-ntk read the length; without one it is the plan of the longest sequences, with
         dynamic-ntk's factor at the trained length.
         """
-        from ropebend.plan import stretched  # numpy: later, for the command line's sake
+        from ropebend.scaling.plan import stretched  # numpy: later, for the command line's sake
 
         part = self.at(length)
         return None if part is None else stretched(part.layer_scale, part.rope, length, part.layer_attn_factor)

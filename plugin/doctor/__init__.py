@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ropebend.context import Context
+from ropebend.doctor.observe import Observed, RopeNode, drop_and_decode_on
+from ropebend.doctor.reference import rope, rounding, scaled
 from ropebend.errors import RopebendError
 from ropebend.model import Model, check_supported
 from ropebend.native import layout
-from ropebend.observe import Observed, RopeNode, drop_and_decode_on
-from ropebend.plan import Plan, stretched
-from ropebend.reference import rope, rounding, scaled
-from ropebend.rope_method import NO_METHOD, RopeMethod
 from ropebend.scaling import LayerScaling
+from ropebend.scaling.plan import Plan, stretched
+from ropebend.scaling.rope_method import NO_METHOD, RopeMethod
 
 F32 = npt.NDArray[np.float32]
 

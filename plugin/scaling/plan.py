@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ropebend.rope_method import RopeMethod
+from ropebend.scaling.rope_method import RopeMethod
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ropebend.rope_method import dynamic_ntk_factor
 from ropebend.scaling import LayerScaling
+from ropebend.scaling.rope_method import dynamic_ntk_factor
 
 MODE_NORM, MODE_NEOX, MODE_MROPE, MODE_IMROPE = 0, 2, 8, 40
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ropebend.errors import ScalesError, UsageError
-from ropebend.rope_method import RopeMethod
 from ropebend.scaling import LayerScaling, ShorterPlan
+from ropebend.scaling.rope_method import RopeMethod
 
 #: `up_to` in tokens and the scales; None and None: no bound, unscaled.
 Part = tuple[int | None, LayerScaling | None]
