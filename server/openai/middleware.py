@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ropebend.server.openai import pages
 from ropebend.server.openai.errors import ApiError
 
 #: Open without a key: for load balancers, and the page, which holds nothing and asks for the key.
-OPEN_PATHS = frozenset(["/", "/health", "/v1/health"])
+OPEN_PATHS = frozenset(["/", *pages.FILES, "/health", "/v1/health"])
 
 
 class CleanPath:

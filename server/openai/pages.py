@@ -7,22 +7,54 @@ from importlib import resources
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import HTMLResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, Response
 
 router = APIRouter(include_in_schema=False)
 
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-}
+
+def _headers(styles: str) -> dict[str, str]:
+    """What a model wrote is on the page: no script but ours, nothing loaded from or sent to elsewhere."""
+    return {
+        "Content-Security-Policy": f"default-src 'none'; style-src {styles}; script-src 'self'; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",
+    }
+
+
+_FOLDER = resources.files("ropebend.server.openai") / "page"
+_MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css"}
+
+
+def _files(folder: Any, prefix: str) -> dict[str, tuple[Any, str]]:
+    found = {}
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            found.update(_files(entry, f"{prefix}{entry.name}/"))
+        elif media_type := _MEDIA_TYPES.get("." + entry.name.rpartition(".")[2]):
+            found[prefix + entry.name] = (entry, media_type)
+    return found
+
+
+#: The scripts and styles of the chat by their paths.
+FILES = _files(_FOLDER, "/page/")
 
 
 @router.get("/")
 async def chat_page() -> HTMLResponse:
     """The chat."""
-    page = resources.files("ropebend.server.openai") / "page.html"
-    return HTMLResponse(page.read_text(encoding="utf-8"), headers=_HEADERS)
+    return HTMLResponse((_FOLDER / "index.html").read_text(encoding="utf-8"), headers=_headers("'self'"))
+
+
+@router.get("/page/{name:path}")
+async def chat_file(request: Request) -> Response:
+    """A script or the style of the chat."""
+    if (found := FILES.get(request.scope["path"])) is None:
+        raise HTTPException(404)
+    path, media_type = found
+    return Response(path.read_bytes(), media_type=media_type, headers=_headers("'self'"))
 
 
 @router.get("/docs")
@@ -40,7 +72,7 @@ async def docs_page(request: Request) -> HTMLResponse:
             parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2>")
             parts.append(f"<p>{escape(operation.get('description', ''))}</p>")
             parts.append(_parameters(operation, api))
-    return HTMLResponse("".join(parts), headers=_HEADERS)
+    return HTMLResponse("".join(parts), headers=_headers("'unsafe-inline'"))
 
 
 def _parameters(operation: dict[str, Any], api: dict[str, Any]) -> str:
