@@ -22,7 +22,7 @@ from decode import NEEDLE
 from rich.console import Console
 from rich.progress import Progress
 
-from ropebend.cli.search import print_outcome, search_with_progress
+from ropebend.cli.search_view import print_outcome, search_with_progress
 from ropebend.entry import run_app
 from ropebend.errors import UsageError
 from ropebend.evaluate import Row

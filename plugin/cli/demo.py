@@ -15,7 +15,6 @@ import typer
 from ropebend.cli import options as o
 from ropebend.errors import RopebendError
 from ropebend.runtime import Runtime, available_threads
-from ropebend.tasks.task import RetrievalTask
 
 if TYPE_CHECKING:
     from ropebend.search.outcome import Outcome
@@ -30,7 +29,7 @@ def demo(
     n_gpu_layers: o.GpuLayers = 0,
 ) -> None:
     """Show on the bundled model what ropebend does, well beyond the length the model was trained at."""
-    from ropebend.cli.search import print_outcome, search_with_progress
+    from ropebend.cli.search_view import print_outcome, search_with_progress
     from ropebend.search import folder as run_folder
     from ropebend.search.spec import SearchSpec, TaskSpec
 
@@ -65,6 +64,8 @@ def demo(
 
 def _ask_over_http(model: Path, outcome: Outcome, options: list[str]) -> tuple[int, int]:
     """Serve the file for real, ask about the last test items, stop the server: (right answers, questions)."""
+    from ropebend.tasks.task import RetrievalTask
+
     task = outcome.tasks[0]
     assert isinstance(task, RetrievalTask)
     end = outcome.spec.n_search + outcome.spec.test

@@ -99,6 +99,8 @@ def eval_command(
         raise UsageError("ruler:all is the published suite: no --lengths, --depths or --protocol; give one --length")
     if not suite:
         o.check_effect(task, data, seed=seed, depths=depths, keys=keys, length=length, protocol=protocol, text=text)
+    if output is not None:
+        o.check_writable(output)
     at = o.numbers(o.DEPTHS if depths is None else grid.depths_of(depths), "--depths", 0, 1)
     given = {"length": length, "data": data, "text": text, "chat": chat}
     seeded = f"eval-{1 if seed is None else seed}"

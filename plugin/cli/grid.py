@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ropebend.errors import UsageError
+from ropebend.lengths import read_length, short_length
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,8 +34,6 @@ Measure = Callable[["Task", bool, "float | None"], tuple["Evaluation", "str | No
 
 def of_lengths(text: str, make: Callable[[int], Task]) -> list[Cell]:
     """A cell for each of "1k,2k,4k".  Raises UsageError for what is no length."""
-    from ropebend.tasks import read_length
-
     lengths = sorted({read_length(part) for part in text.split(",")})
     return [Cell(short_length(n), make(n), n) for n in lengths]
 
@@ -45,11 +44,6 @@ def of_suite(options: Mapping[str, Any]) -> tuple[list[Cell], dict[str, str]]:
 
     tasks, missing = ruler.suite(options)
     return [Cell(name.removeprefix("ruler:"), task, 1.0) for name, task in tasks.items()], missing
-
-
-def short_length(n: int) -> str:
-    """1024 as 1k."""
-    return f"{n // 1024}k" if n % 1024 == 0 else str(n)
 
 
 def measure_all(

@@ -13,10 +13,11 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from ropebend.choices import ProtocolName
 from ropebend.durations import read_duration
 from ropebend.errors import RopebendError, UsageError
+from ropebend.lengths import read_length
 from ropebend.runtime import MAX_THREADS, CacheType, Runtime
-from ropebend.tasks.kv import ProtocolName
 
 
 def _warn_without_gpu(n_layers: int) -> int:
@@ -29,8 +30,6 @@ def _warn_without_gpu(n_layers: int) -> int:
 
 
 def _length(text: str) -> int:
-    from ropebend.tasks.length import read_length
-
     try:
         return read_length(text)
     except UsageError as e:

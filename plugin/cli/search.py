@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from ropebend.cli import options as o
-from ropebend.durations import duration
-from ropebend.errors import UsageError
-from ropebend.runtime import Runtime
-from ropebend.scaling import LayerScaling
-from ropebend.search.cost import DoesNotFit
-from ropebend.search.spec import (
+from ropebend.choices import (
     CONTROLS,
     USUAL_CONTROLS,
-    Budget,
     ExecutorName,
     GenomeName,
     MethodName,
     NumbersName,
     OpenName,
     OptimiserName,
-    SearchSpec,
-    TaskSpec,
 )
+from ropebend.cli import options as o
+from ropebend.errors import UsageError
+from ropebend.runtime import Runtime
 from ropebend.shell import command
-from ropebend.tasks.task import TextTask
 
 if TYPE_CHECKING:
-    from ropebend.search.cost import Cost
     from ropebend.search.outcome import Outcome
 
 
@@ -163,11 +153,15 @@ def search_command(
     The best uniform scale and other controls are searched under the same rules, and all winners are judged on test
     items the search has never seen.  The run folder gets factors.json, report.html and every measurement.
     """
-    from ropebend.search import folder, seeds
-    from ropebend.search.report import next_commands
-
     if (model is None) == (resume is None):
         raise UsageError("expected a MODEL, or --resume FOLDER, and not both")
+    # later, for --help's sake
+    from ropebend.cli.search_flags import given_flags, make_spec, refuse_on_texts, refuse_without_effect, with_place
+    from ropebend.cli.search_view import print_outcome, print_summary, search_with_progress
+    from ropebend.search import folder, seeds
+    from ropebend.search.cost import DoesNotFit
+    from ropebend.search.report import next_commands
+
     if resume is not None:
         refuse_without_effect(ctx)
         output, runs = resume, []
@@ -231,210 +225,3 @@ def _again(arguments: list[str], budget: str) -> str:
             rest.append(word)
         skip = word == "--budget"
     return command("ropebend", *rest, "--budget", budget)
-
-
-def given_flags(ctx: typer.Context) -> dict[str, str]:
-    """Parameters that stand on the command line, each with its flag."""
-    given = {}
-    for parameter in ctx.command.params:
-        source = ctx.get_parameter_source(parameter.name or "")
-        if parameter.name and source is not None and source.name == "COMMANDLINE":
-            given[parameter.name] = max(parameter.opts, key=len)
-    return given
-
-
-def refuse_without_effect(ctx: typer.Context) -> None:
-    """Raise UsageError for a flag that a search which was begun does not listen to."""
-    for name, flag in given_flags(ctx).items():
-        if name not in ("resume", "executor", "workers", "ray_address"):
-            raise UsageError(f"{flag} has no effect on --resume: the search goes on as it was begun")
-
-
-def refuse_on_texts(given: dict[str, str], spec: SearchSpec) -> None:
-    """Raise UsageError for a flag about depths where there are none."""
-    if all(isinstance(term.task, TextTask) for term in spec.objective().terms):
-        for name in ("depths", "weights", "worst"):
-            if name in given:
-                raise UsageError(f"{given[name]} has no effect: a text has no depths")
-
-
-def make_spec(
-    *, task: str, options: dict[str, Any], also: list[str] | None, transfer: list[str] | None, method: MethodName,
-    factor: float, factor_range: str | None, start: Path | None, controls: str, finals: str, **rest: Any,
-) -> SearchSpec:  # fmt: skip
-    """Read what the flags say.  Raises UsageError naming the flag."""
-    names = tuple(filter(None, controls.split(","))) if controls != "none" else ()
-    for name in names:
-        if name not in CONTROLS:
-            raise UsageError(f"--controls: expected some of {', '.join(CONTROLS)}, or none, got {name!r}")
-    if method == "none" and (factor != 1.0 or factor_range):
-        raise UsageError("--factor needs a --method; linear is position interpolation")
-    low_high = tuple(o.numbers(factor_range, "--factor-range", 1.0)) if factor_range else None
-    if low_high is not None and not (len(low_high) == 2 and low_high[0] <= factor <= low_high[1]):
-        raise UsageError(f"--factor-range: expected LOW,HIGH around --factor {factor:g}, got {factor_range!r}")
-    try:
-        stages = tuple((int(a), int(b)) for a, b in (part.split("x") for part in finals.split(",")))
-        if not all(a >= 1 and b >= 1 for a, b in stages):
-            raise ValueError
-    except ValueError:
-        raise UsageError(f"--finals: expected SETSxITEMS such as 24x24 or 32x32,4x100, got {finals!r}") from None
-    Budget.parse(rest["budget"])
-    scales = attn = None
-    if start is not None:
-        begin = LayerScaling.load(start)
-        if (begin.rope.method, begin.rope.factor) != (method, factor):
-            rope = begin.rope
-            raise UsageError(f"--start: {start} is for --method {rope.method} --factor {rope.factor:g}; give the same")
-        if begin.has_plans:
-            raise UsageError(f"--start: {start} holds plans by length; give the factors of one of them")
-        if begin.has_attn_factors:
-            attn = begin.layer_attn_factor
-        scales = begin.layer_scale
-    tasks = [TaskSpec(name=task, options=options), *map(TaskSpec.parse, also or [])]
-    others = [*map(TaskSpec.parse, transfer or [])]
-    for part in others:
-        if part.weight != 1.0 or part.keep is not None:
-            raise UsageError(f"--transfer {part.name}: weight and keep have no effect: it is not searched on")
-    return SearchSpec(
-        tasks=tuple(tasks), transfer=tuple(others), method=method, factor=factor, factor_range=low_high,
-        start=scales, start_attn=attn, controls=names, finals=stages, **rest,
-    )  # fmt: skip
-
-
-def with_place(
-    spec: SearchSpec, executor: ExecutorName | None, workers: int | None, ray_address: str | None
-) -> SearchSpec:
-    """The spec with the place that was asked for, which a resumed search may change.  Raises UsageError."""
-    from ropebend.search.workers import require_ray
-
-    if executor is not None:
-        spec = spec.model_copy(update={"executor": executor, "workers": None, "ray_address": None})
-    if spec.executor == "ray":
-        require_ray()
-    elif ray_address is not None:
-        raise UsageError("--ray-address needs --executor ray")
-    given = {k: v for k, v in (("workers", workers), ("ray_address", ray_address)) if v is not None}
-    return spec.model_copy(update=given)
-
-
-def search_with_progress(folder: Path, spec: SearchSpec) -> Outcome:
-    """Run a search in its folder with a live view: what is measured, the best score, the time left.
-
-    SIGTERM ends it as Ctrl-C does.
-    """
-    from rich.console import Console
-
-    from ropebend.cli.progress import Bar, stopping_kindly
-    from ropebend.search.folder import run_in
-    from ropebend.search.outcome import Generation, Listener, Progress
-
-    console = Console(stderr=True)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    say(f"{Path(spec.model).name}: loading, and measuring the first items")
-    with stopping_kindly(), Bar(console, time.monotonic) as bar:
-
-        class Live(Listener):
-            def __init__(self) -> None:
-                self.best: dict[str, list[float]] = {}
-                self.note_ = ""
-
-            def note(self, text: str) -> None:
-                say(text)
-
-            def started(self, spec: SearchSpec, cost: Cost) -> None:
-                for line in plan_in_words(spec, cost):
-                    say(line)
-
-            def stage(self, stage: str) -> None:
-                self.note_ = ""
-
-            def progress(self, progress: Progress) -> None:
-                bar.show(progress.stage, progress.done, progress.seconds, self.note_)
-
-            def generation(self, state: Generation) -> None:
-                best = self.best.setdefault(state.search, [])
-                best.append(state.best)
-                self.note_ = f"{_sparkline(best)} best {state.best:.3f}  {state.n_evaluated} sets"
-                if not console.is_terminal:
-                    say(
-                        f"{state.search}, generation {state.number}: {state.n_evaluated} evaluations, "
-                        f"best {state.best:.3f}, mean {state.mean:.3f}"
-                    )
-
-        return run_in(folder, spec, Live())
-
-
-def plan_in_words(spec: SearchSpec, cost: Cost) -> list[str]:
-    """What will be measured, how fast that goes, and how long it takes in all."""
-    budget = Budget.parse(spec.budget)
-    names = ", ".join(name for name, *_ in spec.searches())
-    finals = " and ".join(f"the best {n} on {k} items" for n, k in spec.finals)
-    speed = f"{cost.n_tokens / cost.seconds:,.0f} tokens/s" if cost.seconds else "as measured before"
-    lines = [
-        f"prompts of up to {cost.context:,} tokens; {speed}, {cost.seconds:.2g} s for a set of scales on an item",
-        f"searches: {names}; each set on {spec.screen} items"
-        + (f", {finals} of each search" if finals else "")
-        + f"; judged on {spec.test} unseen items",
-    ]
-    late = cost.late * cost.seconds
-    if budget.unit == "seconds":
-        total = max(0.0, budget.amount - cost.spent)
-        late = min(late, total)
-    elif budget.unit == "tokens":
-        total = (budget.amount / max(cost.n_tokens, 1)) * cost.seconds + late
-    else:
-        total = sum(cost.searches.values()) * cost.seconds + late
-    n_tokens = total / cost.seconds * cost.n_tokens if cost.seconds else 0.0
-    so_far = f" ({duration(cost.spent)} are behind it)" if cost.spent > 60 else ""
-    lines.append(
-        f"at most {duration(total)}{so_far}, of which {duration(late)} for finals and judgement; "
-        f"about {n_tokens / 1e6:.2g} M prompt tokens; Ctrl-C keeps the best so far"
-    )
-    return lines
-
-
-def _sparkline(values: list[float], width: int = 12) -> str:
-    """The last values as bars."""
-    shown = values[-width:]
-    low, span = min(shown), (max(shown) - min(shown)) or 1.0
-    return "".join("▁▂▃▄▅▆▇█"[round((v - low) / span * 7)] for v in shown)
-
-
-def print_outcome(outcome: Outcome) -> None:
-    """The table on test items, the scales, and what they are worth."""
-    from ropebend.cli.eval import accuracy_table
-    from ropebend.cli.show import render
-    from ropebend.search.report import SEEN, describe, summary, title_of
-    from ropebend.search.verdict import verdict
-
-    print(f"{title_of(outcome)}\n{summary(outcome)}\n\n{render(outcome.layers)}\n")
-    for i, task in enumerate(outcome.tasks):
-        if outcome.tests:
-            if len(outcome.tasks) > 1:
-                print(describe(task) + ("" if i < len(outcome.spec.tasks) else " (transfer: not searched on)"))
-            print(accuracy_table([(_named(outcome, name), by_task[i]) for name, by_task in outcome.tests.items()]))
-    if not outcome.tests and outcome.seen:
-        print(f"{SEEN}\n{accuracy_table([(_named(outcome, name), e) for name, e in outcome.seen.items()])}")
-    print(verdict(outcome))
-
-
-def print_summary(outcomes: Sequence[Outcome]) -> None:
-    """The test items of all seeds together, and how far the seeds differ."""
-    from ropebend.cli.eval import accuracy_table
-    from ropebend.search import seeds
-
-    print(f"all {len(outcomes)} seeds\n{accuracy_table([*seeds.pooled(outcomes).items()])}")
-    print(seeds.verdict_on_all(outcomes))
-
-
-def _named(outcome: Outcome, name: str) -> str:
-    """The name in tables, for uniform numbers with what they are."""
-    found = outcome.found.get(name)
-    if found is None or not found.best.candidate.is_uniform:
-        return name
-    c = found.best.candidate
-    attn = f", attn {c.attn[0]:g}" if c.attn else ""
-    return f"{name} ({c.scales[0]:g}{attn})"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ropebend.errors import ScalesError, UsageError
+from ropebend.lengths import read_length
 from ropebend.scaling import LayerScaling, ShorterPlan
 from ropebend.scaling.rope_method import RopeMethod
 
@@ -40,8 +41,6 @@ def read_parts(words: Sequence[str]) -> LayerScaling:
 def _read_part(word: str) -> Part:
     path, at, length = word.rpartition("@")
     if at and not Path(word).exists():
-        from ropebend.tasks.length import read_length
-
         try:
             up_to = read_length(length)
         except UsageError:

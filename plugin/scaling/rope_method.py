@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
+from ropebend.choices import MethodName
 from ropebend.errors import ScalesError
 
-METHODS = ("none", "linear", "ntk", "dynamic-ntk", "yarn")
+METHODS: tuple[MethodName, ...] = get_args(MethodName)
 MAX_FACTOR = 1000.0
 
 #: What a model's own rope.scaling.type is called.

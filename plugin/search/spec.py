@@ -6,10 +6,20 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ropebend.choices import (
+    CONTROLS,
+    USUAL_CONTROLS,
+    ExecutorName,
+    GenomeName,
+    MethodName,
+    NumbersName,
+    OpenName,
+    OptimiserName,
+)
 from ropebend.durations import read_duration
 from ropebend.errors import UsageError
 from ropebend.runtime import Runtime
@@ -17,15 +27,6 @@ from ropebend.scaling.rope_method import RopeMethod
 from ropebend.search.objective import Objective, Term
 from ropebend.tasks import Task, make_task, option_types, read_option, split_name
 
-MethodName = Literal["none", "linear", "ntk", "dynamic-ntk", "yarn"]
-GenomeName = Literal["bezier", "line", "uniform", "knots", "free"]
-OptimiserName = Literal["cma", "ga", "random"]
-NumbersName = Literal["both", "scale", "attn"]
-ExecutorName = Literal["local", "ray"]
-OpenName = Literal["controls", "screen", "finals", "test"]
-
-CONTROLS = ("uniform", "attn", "scales", "line", "free", "random")
-USUAL_CONTROLS = ("uniform", "scales")
 UNIFORM_BUDGET = 48  # evaluations; one or two genes need no more
 POOL = 64  # items from which each generation of an optimiser that wants fresh ones is given some
 MIN_TEST = 10  # items that the winners must be judged on, or nothing can be said

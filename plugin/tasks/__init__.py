@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from ropebend.errors import UsageError
+from ropebend.lengths import read_length
 from ropebend.tasks import ruler
 from ropebend.tasks.kv import KVRetrieval
-from ropebend.tasks.length import read_length
 from ropebend.tasks.longeval import LongEvalLines
 from ropebend.tasks.mdqa import MultiDocumentQA
 from ropebend.tasks.own import guarded, naming, read_maker

@@ -16,15 +16,14 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
+from ropebend.choices import PROTOCOLS
 from ropebend.errors import UsageError
 from ropebend.tasks.json_lines import read_json_lines
 from ropebend.tasks.length import FilledTask
 from ropebend.tasks.task import DEPTHS, Item, Question
 
-ProtocolName = Literal["shared", "published"]
-PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 Pairs = tuple[tuple[str, str], ...]

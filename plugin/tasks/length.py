@@ -1,24 +1,12 @@
-"""Lengths in tokens: how they are written, and how much context fills one."""
+"""How much context fills a length in tokens."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ropebend.errors import RopebendError, UsageError
+from ropebend.errors import RopebendError
 from ropebend.tasks.task import Item, Question, RetrievalTask, Tokenize
-
-MIN_LENGTH = 8
-
-
-def read_length(text: str | int) -> int:
-    """Tokens from "8192", "8k" (1,024 each) or "1M".  Raises UsageError."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([km]?)i?\s*", str(text).replace(",", ""), re.IGNORECASE)
-    tokens = float(found[1]) * {"": 1, "k": 1024, "m": 1024**2}[found[2].lower()] if found else 0
-    if tokens < MIN_LENGTH or tokens != int(tokens):
-        raise UsageError(f"length: expected tokens, at least {MIN_LENGTH}, as 8192 or 8k, got {text!r}")
-    return int(tokens)
 
 
 class FilledTask(RetrievalTask):

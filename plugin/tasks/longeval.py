@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ropebend.choices import PROTOCOLS
 from ropebend.errors import UsageError
 from ropebend.tasks.json_lines import read_json_lines
 from ropebend.tasks.length import FilledTask
 from ropebend.tasks.task import DEPTHS, NO_DEPTH, Item, Question
 from ropebend.tasks.words import adjective_noun
 
-PROTOCOLS = ("shared", "published")
 HEAD = (
     "Below is a record of lines I want you to remember. Each line begins with 'line <line index>' and contains a "
     "'<REGISTER_CONTENT>' at the end of the line as a numerical value. For each line index, memorize its corresponding "

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ropebend.choices import PROTOCOLS
 from ropebend.errors import RopebendError, UsageError
-from ropebend.tasks.kv import PROTOCOLS, UUID, uuid4
+from ropebend.tasks.kv import UUID, uuid4
 from ropebend.tasks.length import FilledTask
 from ropebend.tasks.task import DEPTHS, NO_DEPTH, Item, Question
 from ropebend.tasks.text import read_text

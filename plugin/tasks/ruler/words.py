@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 import string
 from typing import Any
 
 import numpy as np
-from scipy.special import zeta
 
 from ropebend.tasks.length import FilledTask
 from ropebend.tasks.task import NO_DEPTH, Item, Question
@@ -16,6 +16,7 @@ from ropebend.tasks.words import adjective_noun, all_words
 N_COMMON = 10
 SHORT = 4096  # below this length RULER repeats its words less often
 CWE_TOKENS, FWE_TOKENS = 120, 50
+ZETA_OF_2 = math.pi**2 / 6  # as scipy's zeta(2.0), to the bit
 
 
 def common_prompt(context: str) -> tuple[str, str]:
@@ -118,7 +119,7 @@ class FrequentWords(_Words):
         while len(coded) < n_words:
             coded["".join(rng.choices(string.ascii_lowercase, k=6))] = None
         vocabulary = ["...", *list(coded)[1:]]  # the most frequent one is noise
-        counts = (n * np.arange(1, n_words + 1) ** -2.0 / zeta(2.0)).astype(int)
+        counts = (n * np.arange(1, n_words + 1) ** -2.0 / ZETA_OF_2).astype(int)
         text = [word for word, count in zip(vocabulary, counts, strict=True) for _ in range(count)]
         rng.shuffle(text)
         best = vocabulary[1:4]

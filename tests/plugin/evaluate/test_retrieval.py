@@ -13,6 +13,7 @@ from architecture_models import write_model
 from random_models import write_llama
 
 from ropebend import Context, LayerScaling, Model, RopebendError
+from ropebend.choices import PROTOCOLS
 from ropebend.evaluate import (
     Answer,
     Evaluation,
@@ -28,7 +29,7 @@ from ropebend.evaluate import (
 from ropebend.runtime import Runtime
 from ropebend.scaling import ShorterPlan
 from ropebend.tasks import make_task
-from ropebend.tasks.kv import PROTOCOLS, KVRetrieval
+from ropebend.tasks.kv import KVRetrieval
 from ropebend.tasks.task import RetrievalTask
 
 NEEDLE = str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf")

@@ -8,13 +8,13 @@ from typing import get_args
 import pytest
 from small_search import spec
 
-from ropebend.cli.search import plan_in_words
+from ropebend.choices import OpenName
+from ropebend.cli.search_view import plan_in_words
 from ropebend.evaluate import Row
 from ropebend.search import Listener, SearchSpec, run_search
 from ropebend.search import run as search_run
 from ropebend.search.cost import Cost, DoesNotFit, cost_of, fitted
 from ropebend.search.outcome import Progress
-from ropebend.search.spec import OpenName
 from ropebend.search.worker import Done, Job
 
 FOUR = ("uniform", "line", "free", "random")

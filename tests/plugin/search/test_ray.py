@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from small_search import NEEDLE, spec
 
 from ropebend import RopebendError
-from ropebend.cli.search import with_place
+from ropebend.cli.search_flags import with_place
 from ropebend.errors import UsageError
 from ropebend.evaluate import Row
 from ropebend.runtime import Runtime
