@@ -63,7 +63,8 @@ def parse(fields: Mapping[str, Any], block_count: int) -> dict[str, Any] | None:
     bounds = _bounds(fields)
     n = block_count * max(1, len(bounds))
     scales = numbers(fields[LAYER_SCALE], LAYER_SCALE)
-    factors = numbers(fields.get(LAYER_ATTN_FACTOR, (1.0,) * n), LAYER_ATTN_FACTOR)
+    # as many as there are scales, not blocks: a hostile file may claim billions of those
+    factors = numbers(fields.get(LAYER_ATTN_FACTOR, (1.0,) * len(scales)), LAYER_ATTN_FACTOR)
     for key, values, what in ((LAYER_SCALE, scales, "scales"), (LAYER_ATTN_FACTOR, factors, "attention factors")):
         if bounds and len(values) != n:
             raise ScalesError(f"{key}: expected {n} {what}, for {len(bounds)} plans one per block, got {len(values)}")
