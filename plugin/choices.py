@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 MethodName = Literal["none", "linear", "ntk", "dynamic-ntk", "yarn"]
+StretchName = Literal["linear", "ntk", "dynamic-ntk", "yarn"]
 
 #: How tasks place their answers, see docs/tasks.md.
 ProtocolName = Literal["shared", "published"]

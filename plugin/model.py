@@ -17,6 +17,7 @@ from ropebend.errors import RopebendError
 from ropebend.model_info import ModelInfo
 from ropebend.native import captured_log, check_tokenizer, quiet_llama_log, tokenize
 from ropebend.scaling import LayerScaling
+from ropebend.scaling.source import ScaleSource
 
 
 @functools.cache
@@ -165,13 +166,19 @@ def chosen_scaling(scaling: LayerScaling | str | None, info: ModelInfo) -> Layer
     return scaling
 
 
-def scaling_for(info: ModelInfo, factors: str | Path | None) -> LayerScaling | None:
-    """The scales to use: those of a factors file if one is given, else those in the GGUF, else None."""
-    if factors is None:
-        return info.scaling
-    scaling = LayerScaling.load(factors)
+def scaling_for(info: ModelInfo, source: ScaleSource) -> LayerScaling | None:
+    """The scales to use, or None: the model runs unscaled.  RopebendError if they do not fit it."""
+    if source.no_scaling:
+        return None
+    if source.factors is not None:
+        scaling = LayerScaling.load(source.factors)
+    else:
+        plain = source.plain(info.n_layer, info.architecture)
+        if plain is None:
+            return info.scaling
+        scaling = plain
     try:
         check_supported(info, scaling)
     except RopebendError as e:
-        raise RopebendError(f"{factors}: {e}") from None
+        raise RopebendError(f"{source}: {e}") from None
     return replace(scaling, architecture=info.architecture)

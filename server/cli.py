@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ropebend.cli.options import takes_runtime
+from ropebend.cli.options import takes_runtime, takes_scales
 from ropebend.errors import RopebendError, UsageError
 from ropebend.runtime import Runtime
+from ropebend.scaling.source import ScaleSource
 from ropebend.server.openai.defaults import Defaults
 from ropebend.server.sampling_options import takes_sampling
 
@@ -33,6 +34,7 @@ RUNTIME = Runtime(n_ubatch=512, flash_attn=True)
 
 @takes_runtime(RUNTIME)
 @takes_sampling
+@takes_scales(env=True)
 def serve(
     model: Annotated[
         Path,
@@ -109,13 +111,7 @@ def serve(
     max_body_size: Annotated[
         int, typer.Option(envvar="ROPEBEND_MAX_BODY_SIZE", min=1024, help="Largest request body in bytes.")
     ] = 16 * 2**20,
-    factors: Annotated[
-        Path | None,
-        typer.Option(envvar="ROPEBEND_FACTORS", help="factors.json with layer scales to use instead of the file's."),
-    ] = None,
-    no_scaling: Annotated[
-        bool, typer.Option("--no-scaling", envvar="ROPEBEND_NO_SCALING", help="Run unscaled, whatever the file says.")
-    ] = False,
+    scales: ScaleSource = ScaleSource(),
     pooling: Annotated[
         Pooling | None,
         typer.Option(
@@ -184,8 +180,6 @@ def serve(
     ] = "info",
 ) -> None:
     """Serve MODEL over the OpenAI API until SIGTERM or Ctrl+C."""
-    if factors is not None and no_scaling:
-        raise UsageError("--factors and --no-scaling: expected only one of them")
     n_batch = runtime.n_batch
     if runtime.n_ubatch == RUNTIME.n_ubatch:  # nobody asked for it
         runtime = replace(runtime, n_ubatch=min(runtime.n_ubatch, n_batch))
@@ -211,8 +205,7 @@ def serve(
         n_cells=kv_size,
         n_slots=parallel or min(16, n_batch - 1),
         runtime=runtime,
-        factors=factors,
-        no_scaling=no_scaling,
+        scales=scales,
         pooling=pooling,
         queue_size=queue_size,
     )

@@ -12,6 +12,7 @@ import typer
 from ropebend.cli import options as o
 from ropebend.errors import UsageError
 from ropebend.runtime import Runtime
+from ropebend.scaling.source import ScaleSource
 from ropebend.shell import command
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ TIME, WITHIN = "5m", 5.0  # where neither --samples nor --time is given
 
 
 @o.takes_runtime(Runtime())
+@o.takes_scales()
 def eval_command(
     model: o.ModelPath,
     task: o.Task = "kv",
@@ -68,28 +70,25 @@ def eval_command(
             show_default=f"{WITHIN:g}, or never with --samples",
         ),
     ] = None,
-    factors: o.Factors = None,
-    scaling: Annotated[bool, typer.Option("--scaling/--no-scaling", help="Apply scales at all.")] = True,
     seed: Annotated[int | None, typer.Option(min=0, help=o.SEED_HELP, show_default="1")] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="JSON to write (default: MODEL.TASK-SIZE.json here, with --factors MODEL.FACTORS.TASK-SIZE.json, with "
-            "--no-scaling MODEL.unscaled.TASK-SIZE.json). The same call again goes on from what it holds.",
+            help="JSON to write (default: MODEL.TASK-SIZE.json here, with other scales than the file's "
+            "MODEL.SCALES.TASK-SIZE.json). The same call again goes on from what it holds.",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Measure anew what the JSON holds already.")] = False,
     *,
+    scales: ScaleSource,
     runtime: Runtime,
 ) -> None:  # fmt: skip
     """Measure retrieval by depth (published prompts and metrics, no token computed twice) or perplexity.
 
     Item by item, until the accuracy is known to --within points or --time is up; Ctrl-C keeps the finished items.
     """
-    if factors is not None and not scaling:
-        raise UsageError("--factors and --no-scaling contradict each other")
     if lengths is not None and (length is not None or keys is not None or documents is not None):
         raise UsageError("--lengths takes the place of --length, --keys and --documents")
     from ropebend.cli import grid
@@ -132,25 +131,25 @@ def eval_command(
     from ropebend.model_info import ModelInfo
 
     info = ModelInfo.read(model)
-    chosen = scaling_for(info, factors) if scaling else None
-    run = _Run(console, model, info, factors, runtime, samples, within, force)
+    chosen = scaling_for(info, scales)
+    run = _Run(console, model, info, scales.label, runtime, samples, within, force)
     if many:
         sides = [("unscaled", False)] if chosen is None else [("unscaled", False), ("scaled", True)]
         run.many(cells, sides, chosen, limit, output, missing, suite=suite)
         return
     measured = cells[0].task
-    out = output or run.path(measured, chosen, named_unscaled=not scaling)
+    out = output or run.path(measured, chosen, named_unscaled=scales.no_scaling)
     result, report, stopped = run.one(measured, chosen, out, limit)
 
     from ropebend.evaluate.diagnosis import diagnosis
 
     part = chosen.at(report["tokens"]) if chosen is not None else None
-    scales = "unscaled" if part is None else str(part)
+    which = "unscaled" if part is None else str(part)
     config = measured.config()
     what = ", ".join(f"{k} {v}" for k, v in config.items() if k not in ("name", "depths", "seed") and v is not None)
     print(f"{info.name}: {measured.name}, up to {report['tokens']} tokens (trained at {info.n_ctx_train})")
     chat_said = "; in the model's chat template" if report.get("chat") else ""
-    print(f"{what}; {scales}{chat_said}; {result.n_items} items" + (f", then {stopped}" if stopped else "") + "\n")
+    print(f"{what}; {which}{chat_said}; {result.n_items} items" + (f", then {stopped}" if stopped else "") + "\n")
     print(accuracy_table([(result.measure, result)]))
     if sentence := diagnosis(measured, result, report.get("easy")):
         print(f"\n{sentence}")
@@ -166,12 +165,13 @@ def eval_command(
 
 def _again(name: str, arguments: list[str], *more: str) -> str:
     """The command line as another one on the same model and task."""
-    with_value = {"--samples", "--time", "--within", "--output", "-o", "--factors", "--seed"}
+    with_value = {"--samples", "--time", "--within", "--output", "-o", "--seed"}
+    with_value |= {"--factors", "--scale", "--method", "--factor"}
     rest: list[str] = []
     skip = False
     for word in arguments:
         flag = word.partition("=")[0]
-        if not (skip or flag in with_value or flag in ("--force", "--no-scaling", "--scaling")):
+        if not (skip or flag in with_value or flag in ("--force", "--no-scaling")):
             rest.append(name if word == "eval" and name not in rest else word)
         skip = word in with_value
     return command("ropebend", *rest, *more)
@@ -184,7 +184,7 @@ class _Run:
     console: Console
     model: Path
     info: ModelInfo
-    factors: Path | None
+    label: str
     runtime: Runtime
     samples: int | None
     within: float | None
@@ -194,8 +194,8 @@ class _Run:
         """Where results go: one model's under other scales or on other sizes do not overwrite each other."""
         from ropebend.evaluate.results import label
 
-        which = f".{self.factors.stem}" if self.factors is not None and scaling is not None else ""
-        return Path(f"{self.model.stem}{'.unscaled' if named_unscaled else which}.{label(task)}.json")
+        which = "unscaled" if named_unscaled else self.label if scaling is not None else ""
+        return Path(f"{self.model.stem}{which and '.'}{which}.{label(task)}.json")
 
     def one(
         self, task: Task, scaling: LayerScaling | None, out: Path, limit: float | None
@@ -238,7 +238,7 @@ class _Run:
         from ropebend.files import write_bytes
 
         task = cells[0].task
-        which = f".{self.factors.stem}" if self.factors is not None else ""
+        which = self.label and f".{self.label}"
         picture = output or Path(f"{self.model.stem}{which}.{task.name.replace(':', '-')}.lengths.png")
         if suite and output is not None:
             raise UsageError("--output has no effect on ruler:all: each task has a file of its own")

@@ -13,11 +13,12 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from ropebend.choices import ProtocolName
+from ropebend.choices import ProtocolName, StretchName
 from ropebend.durations import read_duration
 from ropebend.errors import RopebendError, UsageError
 from ropebend.lengths import read_length
 from ropebend.runtime import MAX_THREADS, CacheType, Runtime
+from ropebend.scaling.source import ScaleSource
 
 
 def _warn_without_gpu(n_layers: int) -> int:
@@ -37,9 +38,6 @@ def _length(text: str) -> int:
 
 
 ModelPath = Annotated[Path, typer.Argument(help="GGUF model file.", show_default=False)]
-Factors = Annotated[
-    Path | None, typer.Option("--factors", help="Use the scales of this factors.json instead of those in the GGUF.")
-]
 Task = Annotated[
     str,
     typer.Option(
@@ -152,6 +150,28 @@ RUNTIME_OPTIONS: dict[str, tuple[str, Any]] = {
 def takes_runtime(defaults: Runtime) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of llama.cpp in the place of its parameter ``runtime: Runtime``."""
     return takes("runtime", RUNTIME_OPTIONS, asdict(defaults), Runtime)
+
+
+def _scale_options(env: bool) -> dict[str, tuple[str, Any]]:
+    """Field of `ScaleSource` -> the parameter's name and type."""
+
+    def flag(kind: Any, name: str, help_: str) -> tuple[str, Any]:
+        var = f"ROPEBEND_{name.upper()}" if env else None
+        long = "--" + name.replace("_", "-")
+        return name, Annotated[kind, typer.Option(long, envvar=var, help=help_, show_default=False)]
+
+    return {
+        "factors": flag(Path | None, "factors", "The scales of this factors.json, instead of those in the GGUF."),
+        "scale": flag(float | None, "scale", "This scale for every layer instead: 2 fits twice the length."),
+        "method": flag(StretchName | None, "method", "This extension method instead; linear is interpolation."),
+        "factor": flag(float | None, "factor", "The method's factor: 2 fits twice the length."),
+        "no_scaling": flag(bool, "no_scaling", "Run unscaled, whatever the file says."),
+    }
+
+
+def takes_scales(*, env: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these flags in the place of its parameter ``scales: ScaleSource``; env: and variables."""
+    return takes("scales", _scale_options(env), asdict(ScaleSource()), ScaleSource)
 
 
 def takes(

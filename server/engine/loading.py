@@ -20,6 +20,8 @@ from ropebend.model_info import ModelInfo
 from ropebend.runtime import Runtime
 from ropebend.scaling import LayerScaling
 from ropebend.scaling.plan import Plan
+from ropebend.scaling.source import ScaleSource
+from ropebend.scaling.stretch import doubts
 from ropebend.server.engine import context_size
 from ropebend.server.engine.requests import Pooling
 
@@ -34,8 +36,7 @@ class EngineOptions:
     n_cells       KV cells, shared by all requests and the cache of ended ones; 0: n_ctx
     n_slots       requests computed at once
     runtime       how llama.cpp runs; n_batch are the tokens of a step, after which a cancelled request stops
-    factors       scales to use instead of those in the file
-    no_scaling    run unscaled
+    scales        which layer scales are in effect
     pooling       of embeddings; None: what the file says, else "mean"
     queue_size    submissions that may wait beside n_slots running ones
     """
@@ -45,8 +46,7 @@ class EngineOptions:
     n_cells: int = 0
     n_slots: int = 16
     runtime: Runtime = field(default_factory=Runtime)
-    factors: Path | None = None
-    no_scaling: bool = False
+    scales: ScaleSource = field(default_factory=ScaleSource)
     pooling: Pooling | None = None
     queue_size: int = 64
 
@@ -126,7 +126,7 @@ def load_model(o: EngineOptions) -> Model:
 def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
     """A context for all slots, and the facts, which it logs."""
     info = model.info
-    scaling = None if o.no_scaling else scaling_for(info, o.factors)
+    scaling = scaling_for(info, o.scales)
     n_ctx, why = context_size.choose(o.n_ctx, info.n_ctx_train, scaling)
     n_cells = o.n_cells or n_ctx
     if n_cells < n_ctx:
@@ -178,7 +178,7 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
     log.info("model %s: %s, %s", info.name, info.architecture, size)
     log.info("layer scales: %s", describe_scaling(scaling, o, info))
     log.info("context: %s", context_size.describe(n_ctx, why, info.n_ctx_train, facts.scaling))
-    for warning in context_size.warnings(n_ctx, info.n_ctx_train, facts.scaling):
+    for warning in doubts(facts.scaling, info.n_ctx_train, n_ctx) if facts.scaling is not None else ():
         log.warning("%s", warning)
     log.info("slots: %d over %d shared KV cells", n_slots, n_cells)
     return context, facts
@@ -232,6 +232,6 @@ def _special(model: Model, token: int) -> str:
 def describe_scaling(scaling: LayerScaling | None, o: EngineOptions, info: ModelInfo) -> str:
     """One line for the log: which scales are in effect and where they come from."""
     if scaling is None:
-        off = o.no_scaling and info.scaling is not None
+        off = o.scales.no_scaling and info.scaling is not None
         return "off (--no-scaling), although the file carries some" if off else "none"
-    return f"{scaling}, from {o.factors or 'the model file'}"
+    return f"{scaling}, from {o.scales}"

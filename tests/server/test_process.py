@@ -27,7 +27,7 @@ LONG = {"prompt": "a", "max_tokens": N_CTX_TRAIN - 1, "n": 128, "logit_bias": {"
         (["missing.gguf"], 1, "error: missing.gguf: No such file or directory"),
         (["MODEL", "--cache-type-v", "q8_0"], 1, "cannot make a context"),
         (["MODEL", "--factors", "missing.json"], 1, "error: missing.json: No such file"),
-        (["MODEL", "--factors", "missing.json", "--no-scaling"], 2, "--factors and --no-scaling: expected only one"),
+        (["MODEL", "--factors", "missing.json", "--no-scaling"], 2, "--factors and --no-scaling contradict each other"),
         (["MODEL", "-b", "16", "-ub", "32"], 2, "--ubatch-size: expected at most --batch-size 16, got 32"),
         (["MODEL", "--api-key", " "], 2, "--api-key: expected a key"),
         (["MODEL", "--cache-type-k", "q3"], 2, "q3"),

@@ -78,6 +78,21 @@ def test_eval_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "needle-Q8_0.kv-5.json").read_text())["correct"][:3] == correct
 
 
+def test_a_plain_stretch_needs_no_file(tmp_path: Path) -> None:
+    args = ["eval", NEEDLE, "--keys", 5, "--samples", 1, "--depths", "0", "-t", 1]
+    for flags, name, scaling in (
+        (["--scale", "1.5"], "scale1.5", LayerScaling.uniform(1.5, 6, architecture="llama")),
+        (["--method", "ntk", "--factor", "2"], "ntk-x2", LayerScaling((1.0,) * 6, "llama", RopeMethod("ntk", 2.0))),
+    ):
+        ropebend(*args, *flags, cwd=tmp_path)
+        by_flags = json.loads((tmp_path / f"needle-Q8_0.{name}.kv-5.json").read_text())
+        scaling.save(tmp_path / "f.json")
+        ropebend(*args, "--factors", "f.json", cwd=tmp_path)
+        by_file = json.loads((tmp_path / "needle-Q8_0.f.kv-5.json").read_text())
+        assert by_flags["scaling"] == by_file["scaling"]
+        assert by_flags["logprob"] == by_file["logprob"]
+
+
 def test_perplexity_of_a_text(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("One day a girl named Lily went to the park. She saw a big dog! " * 30)
     args = ["eval", NEEDLE, "--task", "perplexity", "--text", "t.txt", "--length", 64, "-t", 1]
@@ -222,6 +237,12 @@ def test_doctor_leaves_out_the_shift_that_llama_cpp_would_abort_in(tmp_path: Pat
         (["eval", NEEDLE, "--depths", "0,2"], 2, "--depths: expected numbers in [0, 1]"),
         (["eval", NEEDLE, "--depths", "a"], 2, "--depths: expected numbers separated by commas"),
         (["eval", NEEDLE, "--factors", "f", "--no-scaling"], 2, "contradict"),
+        (["eval", NEEDLE, "--scale", "2", "--no-scaling"], 2, "--scale 2 and --no-scaling contradict each other"),
+        (["eval", NEEDLE, "--factors", "f", "--method", "ntk"], 2, "--factors and --method ntk contradict each other"),
+        (["eval", NEEDLE, "--scale", "0"], 2, "--scale: layer_scale[0]: expected a finite scale in [0.1, 1000], got 0"),
+        (["eval", NEEDLE, "--factor", "2"], 2, "--factor needs a --method"),
+        (["eval", NEEDLE, "--method", "none"], 2, "'none' is not one of 'linear', 'ntk', 'dynamic-ntk', 'yarn'"),
+        (["serve", NEEDLE, "--scale", "2", "--no-scaling"], 2, "--scale 2 and --no-scaling contradict each other"),
         (
             ["eval", NEEDLE, "--factors", "two.json"],
             1,

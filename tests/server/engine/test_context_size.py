@@ -6,6 +6,7 @@ import pytest
 
 from ropebend.scaling import LayerScaling, ShorterPlan
 from ropebend.scaling.rope_method import RopeMethod
+from ropebend.scaling.stretch import doubts
 from ropebend.server.engine import context_size
 
 TRAINED = 256
@@ -38,21 +39,22 @@ def test_the_size(asked: int, scaling: LayerScaling | None, n_ctx: int) -> None:
 @pytest.mark.parametrize(
     ("n_ctx", "scaling", "says"),
     [
-        (512, None, []),
-        (256, scales(1, 1, tested=256), ["all 1"]),
-        (512, scales(1, 1, tested=512), ["all 1", "nothing stretches"]),
+        (256, scales(1, 1, tested=256), ["every scale is 1"]),
+        (512, scales(1, 1, tested=512), ["every scale is 1", "nothing stretches"]),
         (256, scales(1, 1.5), ["never judged"]),
         (256, scales(1, 1.5, tested=1024, judged=False), ["never judged"]),
         (512, scales(1, 1.5, tested=512), []),  # it was judged there, whatever theory says
-        (1024, scales(1, 1.5, tested=512), ["tested at 512 tokens, the context is 1024", "needs a stretch of 4"]),
-        (1024, scales(1, 4.0, tested=512), ["tested at 512"]),
+        (1024, scales(1, 1.5, tested=512), ["judged at 512 tokens, the context is 1024", "needs a stretch of 4"]),
+        (1024, scales(1, 4.0, tested=512), ["judged at 512"]),
         (512, scales(1, 1, tested=512, method="linear"), []),
         (512, scales(1, 1.5), ["never judged", "needs a stretch of 2, no layer has more than 1.5"]),
         (512, scales(1, 1.5, method="linear"), ["never judged"]),
+        (256, scales(2, 2), ["never judged", "stretched by 2 or more, which costs quality within the trained 256"]),
+        (512, scales(2, 2), ["never judged"]),
     ],
 )
-def test_the_warnings(n_ctx: int, scaling: LayerScaling | None, says: list[str]) -> None:
-    warnings = context_size.warnings(n_ctx, TRAINED, scaling)
+def test_the_warnings(n_ctx: int, scaling: LayerScaling, says: list[str]) -> None:
+    warnings = doubts(scaling, TRAINED, n_ctx)
     assert len(warnings) == len(says)
     assert all(text in warning for text, warning in zip(says, warnings, strict=True))
 
@@ -60,9 +62,9 @@ def test_the_warnings(n_ctx: int, scaling: LayerScaling | None, says: list[str])
 def test_a_context_within_a_plan_of_none() -> None:
     by_length = replace(scales(1, 4, tested=1024), shorter=(ShorterPlan(512, None),))
     assert context_size.choose(0, TRAINED, by_length)[0] == 1024
-    (warning,) = context_size.warnings(512, TRAINED, by_length)
-    assert "512 tokens runs unscaled: the file's scales are for more than 512" in warning
-    assert context_size.warnings(1024, TRAINED, by_length) == []
+    (warning,) = doubts(by_length, TRAINED, 512)
+    assert "512 tokens runs unscaled: the scales are for more than 512" in warning
+    assert doubts(by_length, TRAINED, 1024) == []
     assert "nothing stretches it" in context_size.describe(512, "", TRAINED, by_length)
     assert "stretched by 1 to 4" in context_size.describe(1024, "", TRAINED, by_length)
 

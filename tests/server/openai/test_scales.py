@@ -128,6 +128,19 @@ def test_factors_replace_the_scales_in_the_file(
     assert first == pytest.approx(logprob(logits, tokens[0]), abs=1e-5)
 
 
+def test_a_plain_stretch_needs_no_file(start: Callable[..., Server], models: dict[str, Path]) -> None:
+    flags = ("--method", "yarn", "--factor", "2", "-c", "512", "--no-flash-attn")
+    server = start(models["scaled"], *flags)
+    _, first, props = served(server.wait_until_ready(), models["scaled"])
+    assert server.stop() == 0
+    scaling = LayerScaling((1.0,) * 3, "llama", RopeMethod("yarn", 2.0))  # the file's own are not in it
+    assert (props["layer_scale"], props["rope"]["method"]) == ([1.0] * 3, "yarn")
+    assert "from --method yarn --factor 2" in server.log
+    assert "never judged" in server.log
+    tokens, logits = direct(models["scaled"], scaling, 512)
+    assert first == pytest.approx(logprob(logits, tokens[0]), abs=1e-5)
+
+
 def test_plans_by_length_over_http(start: Callable[..., Server], tmp_path: Path) -> None:
     """A chat that names no bound stays under the plan of its prompt; one beyond takes the next."""
     value = LayerScaling(SCALES, "llama", shorter=(ShorterPlan(128, None),), up_to=512)
