@@ -108,13 +108,7 @@ class KVRetrieval(FilledTask):
         super().__init__()
         if protocol not in PROTOCOLS:
             raise UsageError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
-        if keys is not None and length is not None:
-            raise UsageError("--keys and --length contradict each other: either pairs or tokens")
-        if keys is not None and keys < 1:
-            raise UsageError(f"keys: expected at least 1 pair, got {keys}")
-        for option, given in (("keys", keys), ("length", length)):
-            if data is not None and given is not None:
-                raise UsageError(f"--{option} has no effect on --data: each line holds its own pairs")
+        self.check_size("--keys", keys, length, data)
         self.depths = tuple(depths)
         self.protocol, self.seed, self.data = protocol, seed, data
         if protocol == "shared":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ropebend.errors import RopebendError
+from ropebend.errors import RopebendError, UsageError
 from ropebend.tasks.task import Item, Question, RetrievalTask, Tokenize
 
 
@@ -20,6 +20,17 @@ class FilledTask(RetrievalTask):
     n_units: int | None = None
     reserved: int = 0
     min_units: int = 1
+
+    @staticmethod
+    def check_size(units: str, n_units: int | None, length: int | None, data: object) -> None:
+        """Raise UsageError for a number of `units` ("--keys") that cannot be, or stands beside the length or a file."""
+        if n_units is not None and length is not None:
+            raise UsageError(f"{units} and --length contradict each other: give one of them")
+        if n_units is not None and n_units < 1:
+            raise UsageError(f"{units}: expected at least 1, got {n_units}")
+        for option, given in ((units, n_units), ("--length", length)):
+            if data is not None and given is not None:
+                raise UsageError(f"{option} has no effect on --data: each line of the file has a size of its own")
 
     def __init__(self) -> None:
         self._tokenize: Tokenize | None = None

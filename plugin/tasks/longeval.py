@@ -81,13 +81,7 @@ class LongEvalLines(FilledTask):
         super().__init__()
         if protocol not in PROTOCOLS:
             raise UsageError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
-        if lines is not None and length is not None:
-            raise UsageError("lines and --length contradict each other: either lines or tokens")
-        if lines is not None and lines < 1:
-            raise UsageError(f"lines: expected at least 1, got {lines}")
-        for option, given in (("lines", lines), ("length", length)):
-            if data is not None and given is not None:
-                raise UsageError(f"{option} has no effect on --data: each line holds its own record")
+        self.check_size("lines", lines, length, data)
         self.protocol, self.seed, self.data = protocol if data is None else "published", seed, data
         self.depths = tuple(depths) if self.protocol == "shared" else ()
         if self.protocol == "shared":

@@ -8,7 +8,7 @@ from typing import Any
 
 from ropebend.server.chat.arguments import json_of, kinds, properties
 from ropebend.server.chat.reader import Reading, Stops
-from ropebend.server.chat.ways import NAME, Scene
+from ropebend.server.chat.ways import NAME, Scene, calls_in_a_row
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,7 @@ class Tagged:
 
     def read(self, scene: Scene) -> Reading[bool]:
         """See `Way`."""
-        r = scene.reader
-        if not (yield from self._call(scene)):
-            return False
-        while True:
-            place = r.at
-            yield from r.space()
-            if not (yield from r.take_any(self.again)) or not (yield from self._call(scene)):
-                r.at = place
-                break
-        yield from r.close(self.end)
-        return True
+        return (yield from calls_in_a_row(scene, self._call, self.again, self.end))
 
     def _call(self, scene: Scene) -> Reading[bool]:
         r, out = scene.reader, scene.out

@@ -35,6 +35,23 @@ class Way(Protocol):
         """Read one call or several; False if there is none."""
 
 
+def calls_in_a_row(
+    scene: Scene, call: Callable[[Scene], Reading[bool]], again: tuple[str, ...], end: tuple[str, ...]
+) -> Reading[bool]:
+    """Calls one after the other: `again` stands between two, `end` after the last.  False if there is none."""
+    r = scene.reader
+    if not (yield from call(scene)):
+        return False
+    while True:
+        place = r.at
+        yield from r.space()
+        if not (yield from r.take_any(again)) or not (yield from call(scene)):
+            r.at = place
+            break
+    yield from r.close(end)
+    return True
+
+
 _NAME_KEYS = ("name", "tool_name", "function")
 _ARGUMENT_KEYS = ("arguments", "parameters")
 _ID_KEYS = ("id", "tool_call_id", "call_id")
@@ -212,17 +229,7 @@ class Named:
 
     def read(self, scene: Scene) -> Reading[bool]:
         """See `Way`."""
-        r = scene.reader
-        if not (yield from self._call(scene)):
-            return False
-        while True:
-            place = r.at
-            yield from r.space()
-            if not (yield from r.take_any(self.again)) or not (yield from self._call(scene)):
-                r.at = place
-                break
-        yield from r.close(self.end)
-        return True
+        return (yield from calls_in_a_row(scene, self._call, self.again, self.end))
 
     def _call(self, scene: Scene) -> Reading[bool]:
         r, out = scene.reader, scene.out

@@ -194,7 +194,7 @@ def test_mistakes_in_options_are_usage_errors() -> None:
         ("ruler:x", {}, "task: expected ruler: with one of niah_single_1, .*, got 'ruler:x'"),
         ("kv", {"lines": 3}, "task kv: no option 'lines'; it has keys, length"),
         ("kv", {"length": 3}, "length: expected tokens, at least 8, as 8192 or 8k, got 3"),
-        ("kv", {"keys": 0}, "keys: expected at least 1 pair, got 0"),
+        ("kv", {"keys": 0}, "--keys: expected at least 1, got 0"),
         ("kv", {"depths": [0, 1.5]}, r"task kv: depths: expected numbers in \[0, 1\], got \[0, 1.5\]"),
         ("mdqa", {}, "task mdqa: option 'data' is missing"),
     ):
