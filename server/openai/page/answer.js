@@ -101,6 +101,7 @@ export class Answer {
       }
       this.thoughts.lastChild.textContent = this.thinking;
       if (this.text || finished) this.thoughts.firstChild.textContent = "Thought";
+      if (finished && !this.text) this.thoughts.open = true; // all that there is
     }
     this.state.hidden = Boolean(this.text || this.thinking);
     showMarkdown(this.body, this.text, finished);
@@ -112,7 +113,7 @@ export class Answer {
     const n = usage?.completion_tokens;
     if (n > 1 && last > first) facts.push(`${((n - 1) / (last - first) * 1000).toFixed(1)} tokens/s`);
     if (usage) facts.push(`${count(usage.total_tokens)} of ${count(props.n_ctx)} tokens of context`);
-    const plan = planOf(fingerprint);
+    const plan = this.variant === "scaled" ? planOf(fingerprint) : null;
     if (plan) facts.push(plan);
     const end = {length: capped ? "stopped: the context is full" : `stopped at max tokens (${count(longest)})`, stopped: "stopped by you"};
     this.facts.replaceChildren(...facts.map(f => make("span", {}, f)));

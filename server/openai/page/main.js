@@ -275,6 +275,7 @@ async function watch() {
   if (props !== null && !document.hidden && (abort || !$("panel").hidden)) {
     try {
       await watchSlots();
+      if (!$("away").hidden) await connect(); // it may be another model now
       $("away").hidden = true;
     } catch (e) {
       $("away").textContent = e.message;

@@ -11,7 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from ..conftest import SCALES, Server, ask
+from ropebend.scaling import LayerScaling, ShorterPlan
+
+from ..conftest import EXACT, SCALES, Server, ask, write_model
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium import webdriver  # noqa: E402
@@ -36,10 +38,10 @@ RECORD = (
 )
 #: Answers chats with `deltas` instead of the server, which has no model that writes them.
 PRETEND = (
-    "const deltas = arguments[0], fingerprint = arguments[1], send = window.fetch;"
+    "const deltas = arguments[0], send = window.fetch;"
     "window.fetch = (path, options) => path !== 'v1/chat/completions' ? send(path, options) : Promise.resolve("
-    " new Response(deltas.map(delta => 'data: ' + JSON.stringify({system_fingerprint: fingerprint,"
-    " choices: [{index: 0, delta, finish_reason: null}]}) + '\\n\\n').join('') + 'data: [DONE]\\n\\n'))"
+    " new Response(deltas.map(delta => 'data: ' + JSON.stringify({"
+    "choices: [{index: 0, delta, finish_reason: null}]}) + '\\n\\n').join('') + 'data: [DONE]\\n\\n'))"
 )
 
 
@@ -441,7 +443,7 @@ def test_markdown_is_shown_as_such_and_html_as_text(page: WebDriver) -> None:
         "<img src=x onerror='window.broken = 1'><script>window.broken = 1</script>\n\n"
         "[good](https://example.org/) [bad](javascript:window.broken=1) ![pixel](https://example.org/p.png)"
     )
-    page.execute_script(PRETEND, [{"content": c} for c in written], "")
+    page.execute_script(PRETEND, [{"content": c} for c in written])
     (answer,) = say(page, "x")
     html = answer.find_element(By.CLASS_NAME, "markdown")
     for css, content in (("h1", "Title"), ("strong", "bold"), ("pre code", "print('<b>')"), ("td", "1")):
@@ -456,7 +458,7 @@ def test_markdown_is_shown_as_such_and_html_as_text(page: WebDriver) -> None:
 @needs_chromium
 def test_thinking_is_folded(page: WebDriver) -> None:
     choose(page, "scaled")
-    page.execute_script(PRETEND, [{"reasoning_content": "hm, "}, {"reasoning_content": "well"}, {"content": "yes"}], "")
+    page.execute_script(PRETEND, [{"reasoning_content": "hm, "}, {"reasoning_content": "well"}, {"content": "yes"}])
     (answer,) = say(page, "x")
     assert said(answer) == "yes"
     thoughts = answer.find_element(By.CLASS_NAME, "thinking")
@@ -465,31 +467,31 @@ def test_thinking_is_folded(page: WebDriver) -> None:
 
 
 @needs_chromium
-def test_plans_by_length_can_be_seen_and_answers_tell_theirs(page: WebDriver) -> None:
-    plans = [
-        {"up_to": 256, "hash": None, "layer_scale": None, "layer_attn_factor": None},
-        {"up_to": None, "hash": "abc", "layer_scale": [1, 2, 3], "layer_attn_factor": [1, 1.5, 1]},
-    ]
-    told = (
-        "{ const send = window.fetch; window.fetch = async (path, options) => {"
-        " const answer = await send(path, options);"
-        " if (path !== 'props' || !answer.ok) return answer;"
-        f" return Response.json({{...await answer.json(), plans: {json.dumps(plans)}}}); }}; }}"
-    )
-    added = page.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": told})
+def test_plans_by_length_can_be_seen_and_answers_tell_theirs(
+    page: WebDriver, server_with_key: Server, start: Callable[..., Server], tmp_path: Path
+) -> None:
+    factors = tuple(1 + i / 10 for i in range(len(SCALES)))
+    scaling = LayerScaling(SCALES, "llama", layer_attn_factor=factors, shorter=(ShorterPlan(96, None),))
+    server = start(write_model(tmp_path / "by-length.gguf", scaling), *EXACT).wait_until_ready()
+    page.get(server.url)
     try:
-        reopened(page)
+        wait(page, lambda b: text(b, "model") == "by-length")
+        labels = [c.get_attribute("aria-label") or "" for c in page.find_elements(By.CSS_SELECTOR, ".curve")]
+        assert [label.partition(" from ")[0] for label in labels] == ["Scale", "Attention factor"]
+        select = Select(page.find_element(By.CSS_SELECTOR, "#curves select"))
+        assert [o.text for o in select.options] == ["plan up to 96 tokens (unscaled)", "plan beyond 96 tokens"]
+        select.select_by_index(0)
+        assert page.find_elements(By.CSS_SELECTOR, ".curve") == []
+        set_to(page, max_tokens="5", temperature="0")
+        short, base = say(page, "x")
+        assert "plan up to 96 tokens (unscaled)" in short.text
+        assert said(short) == said(base)
+        long, base = say(page, "the dog " * 60)
+        assert "plan beyond 96 tokens" in long.text
+        assert "plan" not in base.text
     finally:
-        page.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
-    assert len(page.find_elements(By.CSS_SELECTOR, ".curve")) == 2
-    select = Select(page.find_element(By.CSS_SELECTOR, "#curves select"))
-    assert [o.text for o in select.options] == ["plan up to 256 tokens (unscaled)", "plan beyond 256 tokens"]
-    select.select_by_index(0)
-    assert page.find_elements(By.CSS_SELECTOR, ".curve") == []
-    choose(page, "scaled")
-    page.execute_script(PRETEND, [{"content": "yes"}], "ropebend-abc")
-    (answer,) = say(page, "x")
-    assert "plan beyond 256 tokens" in answer.text
+        page.get(server_with_key.url)
+    assert server.stop() == 0
 
 
 @needs_chromium
