@@ -84,7 +84,7 @@ class Files:
 
 
 #: So that a text does not depend on what is in the cache.
-EXACT = ("-c", "8192", "--no-flash-attn", "--cache-type-k", "f32", "--cache-type-v", "f32")
+EXACT = ("-c", "8192", "--flash-attn", "off", "--cache-type-k", "f32", "--cache-type-v", "f32")
 
 
 @contextmanager

@@ -99,8 +99,8 @@ def main(
         folder = Path(made)
         (folder / "data.jsonl").write_text("\n".join(map(json.dumps, docs)))
         (folder / "task.yaml").write_text(TASK.format(data=folder / "data.jsonl"))
-        flash = "--flash-attn" if flash_attn else "--no-flash-attn"
-        serve = [sys.executable, "-m", "ropebend.server", str(model), "--port", "0", "-c", "1024", "-a", "m", flash]
+        flash = ["--flash-attn", "on" if flash_attn else "off"]
+        serve = [sys.executable, "-m", "ropebend.server", str(model), "--port", "0", "-c", "1024", "-a", "m", *flash]
         with subprocess.Popen([*serve, "--log-level", "info"], stderr=subprocess.PIPE, text=True) as server:
             assert server.stderr is not None
             url = ""

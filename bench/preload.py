@@ -160,7 +160,7 @@ def main(
         common = ["-c", 1024, "-np", 1, "-fa", "off", "-ctk", "f16", "--no-ui"]
         with server(*preloaded, peers / "llama-server", "-m", layers, *common) as address:
             llama_server = [complete(address, p, 48) for p in prompts]
-        with server(*ROPEBEND, "serve", layers, "-c", 1024, "--alias", "m", "--no-flash-attn") as address:
+        with server(*ROPEBEND, "serve", layers, "-c", 1024, "--alias", "m", "--flash-attn", "off") as address:
             serve = [complete(address, p, 48) for p in prompts]
         margins = [margin(layers, p, a, b) for p, a, b in zip(prompts, llama_server, serve, strict=True) if a != b]
         detail = f"{len(prompts) - len(margins)} of {len(prompts)} texts equal; margins of others: {margins or 'none'}"

@@ -130,14 +130,14 @@ def count(url: str) -> list[str]:
         until = time.monotonic() + 60
         while (requests := http.get("/props").json()["requests"])["open"] and time.monotonic() < until:
             time.sleep(0.05)
-        slots = http.get("/slots").json()
+        slots = http.get("/status").json()
         # a prompt as long as the cache pushes everything else out: then only its own cells are in use
         body = {"prompt": [40] * slots["kv"]["n_cells"], "max_tokens": 0}
         try:
             last = str(http.post("/v1/completions", json=body).status_code)
         except httpx.TimeoutException:
             last = "no answer"
-        kv = http.get("/slots").json()["kv"]
+        kv = http.get("/status").json()["kv"]
     print(json.dumps({"requests": requests, "kv": slots["kv"], "kv at the end": kv}))
     lost = {
         "open requests": requests["open"],

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ropebend.errors import RopebendError
 from ropebend.model import Closing, Model, check_supported, chosen_scaling, has_mrope
 from ropebend.native import Hook, captured_log
-from ropebend.runtime import MAX_THREADS, available_threads, cache_type
+from ropebend.runtime import MAX_THREADS, FlashAttn, available_threads, cache_type
 from ropebend.scaling import LayerScaling
 from ropebend.scaling.plan import Plan
 
@@ -62,7 +62,7 @@ class Context(Closing):
         n_seq_max: int = 1,
         kv_unified: bool = True,
         n_threads: int = 0,
-        flash_attn: bool = False,
+        flash_attn: FlashAttn = False,
         type_k: str = "f16",
         type_v: str = "f16",
         scaling: LayerScaling | str | None = "file",
@@ -88,7 +88,8 @@ class Context(Closing):
             raise RopebendError(f"threads: expected 0 to {MAX_THREADS}, got {n_threads}")
         threads = n_threads or min(available_threads(), MAX_THREADS)
         params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attn else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        kinds = {True: lib.LLAMA_FLASH_ATTN_TYPE_ENABLED, "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO}
+        params.flash_attn_type = kinds.get(flash_attn, lib.LLAMA_FLASH_ATTN_TYPE_DISABLED)
         # hidden states token by token, also if the file carries a pooling type
         params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
         params.type_k, params.type_v = cache_type(type_k), cache_type(type_v)

@@ -16,6 +16,7 @@ from typing_extensions import Self
 from ropebend.errors import RopebendError
 from ropebend.model_info import ModelInfo
 from ropebend.native import captured_log, check_tokenizer, quiet_llama_log, tokenize
+from ropebend.placement import model_params
 from ropebend.scaling import LayerScaling
 from ropebend.scaling.source import ScaleSource
 
@@ -40,15 +41,13 @@ class Closing:
 
 
 class Model(Closing):
-    """Weights and vocabulary of a GGUF.  Several contexts may share one."""
+    """Weights and vocabulary of a GGUF.  Several contexts may share one.  placement: see `placement.model_params`."""
 
-    def __init__(self, path: str | Path, *, n_gpu_layers: int = 0, use_mmap: bool = True):
+    def __init__(self, path: str | Path, **placement: Any):
         self.info = ModelInfo.read(path)
         quiet_llama_log()
         _backend_init()
-        params = lib.llama_model_default_params()
-        params.n_gpu_layers = 0x7FFFFFFF if n_gpu_layers < 0 else n_gpu_layers
-        params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if use_mmap else lib.LLAMA_LOAD_MODE_NONE
+        params, self._kept = model_params(**placement)
         with captured_log() as log:
             self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:

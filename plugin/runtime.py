@@ -14,6 +14,15 @@ CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"
 #: ggml's numbers of these types.
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 
+#: "auto": llama.cpp decides by what the devices can do.
+FlashAttn = bool | Literal["auto"]
+
+SplitMode = Literal["none", "layer", "row", "tensor"]
+
+_OF_MODEL = frozenset(
+    ["n_gpu_layers", "use_mmap", "use_mlock", "split_mode", "main_gpu", "tensor_split", "override_tensor", "cpu_moe"]
+)
+
 MAX_THREADS = 512  # GGML_MAX_N_THREADS, the size of ggml's arrays
 
 
@@ -28,20 +37,36 @@ class Runtime:
                   the same graph but computed all the same: on a CPU 256 is a sixth faster than 512 at 2,000 tokens
     flash_attn    off, because with it the sums depend on what else is in the batch
     type_k, type_v  of the KV cache
+    use_mmap, use_mlock  map the file; keep it in memory
+    split_mode, main_gpu, tensor_split  over several GPUs; the last is their shares, as "3,1"
+    override_tensor  "pattern=buffer type" of weights to put elsewhere, several between commas
+    cpu_moe       experts stay with the CPU
     """
 
     n_threads: int = 0
     n_gpu_layers: int = 0
     n_batch: int = 512
     n_ubatch: int = 256
-    flash_attn: bool = False
+    flash_attn: FlashAttn = False
     type_k: CacheType = "f16"
     type_v: CacheType = "f16"
+    use_mmap: bool = True
+    use_mlock: bool = False
+    split_mode: SplitMode = "layer"
+    main_gpu: int = 0
+    tensor_split: str = ""
+    override_tensor: str = ""
+    cpu_moe: bool = False
 
     @property
     def context(self) -> dict[str, Any]:
         """The part that makes a `Context`, as its keywords; the rest is the model's."""
-        return {k: v for k, v in asdict(self).items() if k != "n_gpu_layers"}
+        return {k: v for k, v in asdict(self).items() if k not in _OF_MODEL}
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The part that makes a `Model`, as its keywords."""
+        return {k: v for k, v in asdict(self).items() if k in _OF_MODEL}
 
 
 def available_threads() -> int:

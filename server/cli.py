@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ropebend.server")
 
 
-Pooling = Literal["mean", "cls", "last"]
+Pooling = Literal["none", "mean", "cls", "last"]
 Reasoning = Literal["none", "deepseek", "auto"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -37,20 +37,32 @@ RUNTIME = Runtime(n_ubatch=512, flash_attn=True)
 @takes_scales(env=True)
 def serve(
     model: Annotated[
-        Path,
-        typer.Argument(envvar="ROPEBEND_MODEL", help="GGUF file. Layer scales in it are in effect without any flag."),
-    ],
+        Path | None,
+        typer.Argument(
+            envvar=["ROPEBEND_MODEL", "LLAMA_ARG_MODEL"],
+            help="GGUF file. Layer scales in it are in effect without any flag.",
+            show_default=False,
+        ),
+    ] = None,
     *,
-    host: Annotated[str, typer.Option(envvar="ROPEBEND_HOST", help="Address to listen on.")] = "127.0.0.1",
+    model_option: Annotated[
+        Path | None, typer.Option("--model", "-m", help="The same, as llama-server has it.", show_default=False)
+    ] = None,
+    host: Annotated[
+        str, typer.Option(envvar=["ROPEBEND_HOST", "LLAMA_ARG_HOST"], help="Address to listen on.")
+    ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(envvar="ROPEBEND_PORT", min=0, max=65535, help="Port to listen on; 0: any free one.")
+        int,
+        typer.Option(
+            envvar=["ROPEBEND_PORT", "LLAMA_ARG_PORT"], min=0, max=65535, help="Port to listen on; 0: any free one."
+        ),
     ] = 8080,
     ctx_size: Annotated[
         int,
         typer.Option(
             "--ctx-size",
             "-c",
-            envvar="ROPEBEND_CTX_SIZE",
+            envvar=["ROPEBEND_CTX_SIZE", "LLAMA_ARG_CTX_SIZE"],
             min=0,
             help="Context in tokens, may go beyond the trained length; 0: the trained length, or what the scales were "
             "tested at if that is more.",
@@ -61,7 +73,7 @@ def serve(
         typer.Option(
             "--parallel",
             "-np",
-            envvar="ROPEBEND_PARALLEL",
+            envvar=["ROPEBEND_PARALLEL", "LLAMA_ARG_N_PARALLEL"],
             min=1,
             max=255,
             help="Slots: texts computed at once, fewer than --batch-size; default 16 if that leaves room.",
@@ -82,10 +94,37 @@ def serve(
         typer.Option(
             "--alias",
             "-a",
-            envvar="ROPEBEND_ALIAS",
+            envvar=["ROPEBEND_ALIAS", "LLAMA_ARG_ALIAS"],
             help="Model id; may be given several times, the first is shown. Default: the file's name.",
         ),
     ] = None,
+    tags: Annotated[
+        str | None,
+        typer.Option(envvar=["ROPEBEND_TAGS", "LLAMA_ARG_TAGS"], help="Words for the list of models, between commas."),
+    ] = None,
+    slots: Annotated[
+        bool,
+        typer.Option(envvar=["ROPEBEND_SLOTS", "LLAMA_ARG_ENDPOINT_SLOTS"], help="Whether /slots is there."),
+    ] = True,
+    metrics: Annotated[
+        bool,
+        typer.Option(envvar=["ROPEBEND_METRICS", "LLAMA_ARG_ENDPOINT_METRICS"], help="Whether /metrics is there."),
+    ] = True,
+    ui: Annotated[
+        bool,
+        typer.Option(
+            "--ui/--no-ui",
+            "--webui/--no-webui",
+            envvar=["ROPEBEND_UI", "LLAMA_ARG_UI"],
+            help="Whether the pages / and /docs are there.",
+        ),
+    ] = True,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", envvar="ROPEBEND_VERBOSE", help="Log at level debug, and put the prompt into answers."
+        ),
+    ] = False,
     any_model: Annotated[
         bool,
         typer.Option("--any-model", envvar="ROPEBEND_ANY_MODEL", help="Answer to every other model id, too."),
@@ -93,18 +132,21 @@ def serve(
     api_key: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="ROPEBEND_API_KEY",
+            envvar=["ROPEBEND_API_KEY", "LLAMA_API_KEY"],
             help="Key that clients must send; may be given several times, in the variable separated by blanks.",
         ),
     ] = None,
     api_key_file: Annotated[
         Path | None,
-        typer.Option(envvar="ROPEBEND_API_KEY_FILE", help="File with more keys, one a line; # begins a comment."),
+        typer.Option(
+            envvar=["ROPEBEND_API_KEY_FILE", "LLAMA_ARG_API_KEY_FILE"],
+            help="File with more keys, one a line; # begins a comment.",
+        ),
     ] = None,
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="ROPEBEND_CORS_ORIGIN",
+            envvar=["ROPEBEND_CORS_ORIGIN", "LLAMA_ARG_CORS_ORIGINS"],
             help="Let web pages of this origin ask, e.g. https://chat.example; several are possible, * is all.",
         ),
     ] = None,
@@ -115,27 +157,30 @@ def serve(
     pooling: Annotated[
         Pooling | None,
         typer.Option(
-            envvar="ROPEBEND_POOLING",
-            help="What an embedding is: the mean over all tokens, the first (cls) or the last one.",
+            envvar=["ROPEBEND_POOLING", "LLAMA_ARG_POOLING"],
+            help="What an embedding is: the mean over all tokens, the first (cls) or the last one; none: all of them.",
             show_default="what the file says, else mean",
         ),
     ] = None,
     chat_template: Annotated[
         str | None,
         typer.Option(
-            envvar="ROPEBEND_CHAT_TEMPLATE",
+            envvar=["ROPEBEND_CHAT_TEMPLATE", "LLAMA_ARG_CHAT_TEMPLATE"],
             metavar="NAME|FILE",
             help="Chat template to use instead of the model's: a built-in one, as chatml or llama3, or a jinja file.",
         ),
     ] = None,
     chat_template_file: Annotated[
         Path | None,
-        typer.Option(envvar="ROPEBEND_CHAT_TEMPLATE_FILE", help="The same, certainly a file, as llama-server has it."),
+        typer.Option(
+            envvar=["ROPEBEND_CHAT_TEMPLATE_FILE", "LLAMA_ARG_CHAT_TEMPLATE_FILE"],
+            help="The same, certainly a file, as llama-server has it.",
+        ),
     ] = None,
     chat_template_kwargs: Annotated[
         str | None,
         typer.Option(
-            envvar="ROPEBEND_CHAT_TEMPLATE_KWARGS",
+            envvar=["ROPEBEND_CHAT_TEMPLATE_KWARGS", "LLAMA_ARG_CHAT_TEMPLATE_KWARGS"],
             metavar="JSON",
             help='Variables for the chat template, as {"enable_thinking": false}; a request\'s go before them.',
         ),
@@ -144,7 +189,7 @@ def serve(
         bool,
         typer.Option(
             "--prefill-assistant/--no-prefill-assistant",
-            envvar="ROPEBEND_PREFILL_ASSISTANT",
+            envvar=["ROPEBEND_PREFILL_ASSISTANT", "LLAMA_ARG_PREFILL_ASSISTANT"],
             help="Continue a last message that is the assistant's, or answer it.",
         ),
     ] = True,
@@ -159,7 +204,7 @@ def serve(
     reasoning_format: Annotated[
         Reasoning,
         typer.Option(
-            envvar="ROPEBEND_REASONING_FORMAT",
+            envvar=["ROPEBEND_REASONING_FORMAT", "LLAMA_ARG_THINK"],
             help="Where a model's thinking goes: reasoning_content (deepseek, auto), or none: it stays in the text.",
         ),
     ] = "auto",
@@ -180,12 +225,16 @@ def serve(
     ] = "info",
 ) -> None:
     """Serve MODEL over the OpenAI API until SIGTERM or Ctrl+C."""
+    model = _model(model, model_option)
+    if verbose:
+        log_level = "debug"
+        defaults = replace(defaults, verbose=True)
     n_batch = runtime.n_batch
     if runtime.n_ubatch == RUNTIME.n_ubatch:  # nobody asked for it
         runtime = replace(runtime, n_ubatch=min(runtime.n_ubatch, n_batch))
     if runtime.n_ubatch > n_batch:
         raise UsageError(f"--ubatch-size: expected at most --batch-size {n_batch}, got {runtime.n_ubatch}")
-    _refuse_blank(ROPEBEND_API_KEY=api_key, ROPEBEND_API_KEY_FILE=api_key_file)
+    _refuse_blank(ROPEBEND_API_KEY=api_key, LLAMA_API_KEY=api_key, ROPEBEND_API_KEY_FILE=api_key_file)
     keys = [key.strip() for key in api_key or []]
     if not all(keys):
         raise UsageError("--api-key: expected a key, got an empty one")
@@ -214,13 +263,16 @@ def serve(
     chats = _chats(chat_template, chat_template_file, chat_template_kwargs)
     chats.prefill, chats.read_control, chats.reasoning = prefill_assistant, chat_parse_special, reasoning_format
     engine = Engine(options, on_failure=lambda: server.end_now(), on_loaded=chats.prepare)
-    names = names_of(model, alias or (), any_model)
+    aliases = [name for names in alias or () for name in _split(names)]
+    names = names_of(model, aliases, any_model, _split(tags or ""))
+    off = [name for name, on in (("slots", slots), ("metrics", metrics), ("ui", ui)) if not on]
     app = create_app(
         engine,
         keys,
         names=names,
         chats=chats,
         defaults=defaults,
+        off=off,
         cors_origins=cors_origin or [],
         max_body=max_body_size,
     )
@@ -240,6 +292,21 @@ def _chats(template: str | None, file: Path | None, variables: str | None) -> Ch
         source, name = read_template(template)
     given = read_variables(variables) if variables else {}
     return Chats(source, name, variables=given)
+
+
+def _model(argument: Path | None, option: Path | None) -> Path:
+    """The file to serve.  A variable gives way to the option."""
+    if argument is not None and option is not None and not {"ROPEBEND_MODEL", "LLAMA_ARG_MODEL"} & os.environ.keys():
+        raise UsageError("MODEL and --model: expected only one of them")
+    model = option or argument
+    if model is None:
+        raise UsageError("expected a GGUF file: serve MODEL, or --model MODEL")
+    return model
+
+
+def _split(text: str) -> list[str]:
+    """What stands between commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _refuse_blank(**given: object) -> None:

@@ -14,7 +14,7 @@ def doctor(
     model: o.ModelPath,
     threads: o.Threads = 0,
     n_gpu_layers: o.GpuLayers = 0,
-    flash_attn: o.FlashAttn = False,
+    flash_attn: o.FlashAttn = "off",
     cache_type_k: Annotated[str, typer.Option(help="Type of the K cache (f16, f32, q8_0, q4_0 …).")] = "f16",
     full: Annotated[
         bool, typer.Option("--full", help="Also compare with llama.cpp's own flag, and try every method on top.")

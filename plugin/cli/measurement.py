@@ -48,7 +48,7 @@ class Measurement:
 
         with (
             stopping_kindly(),
-            Model(model, n_gpu_layers=runtime.n_gpu_layers) as loaded,
+            Model(model, **runtime.model) as loaded,
             open_evaluator(loaded, self.task, samples, runtime) as evaluator,
             Bar(self.console, time.monotonic) as bar,
         ):

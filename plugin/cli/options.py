@@ -17,7 +17,7 @@ from ropebend.choices import ProtocolName, StretchName
 from ropebend.durations import read_duration
 from ropebend.errors import RopebendError, UsageError
 from ropebend.lengths import read_length
-from ropebend.runtime import MAX_THREADS, CacheType, Runtime
+from ropebend.runtime import MAX_THREADS, CacheType, Runtime, SplitMode
 from ropebend.scaling.source import ScaleSource
 
 
@@ -28,6 +28,17 @@ def _warn_without_gpu(n_layers: int) -> int:
         if not lib.llama_supports_gpu_offload():
             typer.echo("warning: this build of llama.cpp has no GPU support: --gpu-layers has no effect", err=True)
     return n_layers
+
+
+def _flash_attn(text: Any) -> bool | str:
+    if isinstance(text, bool):
+        return text
+    known: dict[str, bool | str] = {"auto": "auto"}
+    known |= dict.fromkeys(("on", "1", "true", "enabled"), True)
+    known |= dict.fromkeys(("off", "0", "false", "disabled"), False)
+    if text not in known:
+        raise typer.BadParameter(f"expected on, off or auto, got {text!r}")
+    return known[text]
 
 
 def _length(text: str) -> int:
@@ -102,38 +113,92 @@ Seed = Annotated[int, typer.Option(min=0, help=SEED_HELP)]
 Threads = Annotated[
     int,
     typer.Option(
-        "--threads", "-t", envvar="ROPEBEND_THREADS", min=0, max=MAX_THREADS,
+        "--threads", "-t", envvar=["ROPEBEND_THREADS", "LLAMA_ARG_THREADS"], min=0, max=MAX_THREADS,
         help="CPU threads (0: all this process may use).",
     ),
 ]  # fmt: skip
 BatchSize = Annotated[
     int,
     typer.Option(
-        "--batch-size", "-b", envvar="ROPEBEND_BATCH_SIZE", min=2, help="Tokens per llama_decode call.",
+        "--batch-size", "-b", envvar=["ROPEBEND_BATCH_SIZE", "LLAMA_ARG_BATCH"], min=2,
+        help="Tokens per llama_decode call.",
     ),
 ]  # fmt: skip
 UbatchSize = Annotated[
     int,
     typer.Option(
-        "--ubatch-size", "-ub", envvar="ROPEBEND_UBATCH_SIZE", min=1,
+        "--ubatch-size", "-ub", envvar=["ROPEBEND_UBATCH_SIZE", "LLAMA_ARG_UBATCH"], min=1,
         help="Tokens per graph; no more than --batch-size.",
     ),
 ]  # fmt: skip
 GpuLayers = Annotated[
     int,
     typer.Option(
-        "--n-gpu-layers", "--gpu-layers", "-ngl", envvar="ROPEBEND_N_GPU_LAYERS", min=-1, callback=_warn_without_gpu,
+        "--n-gpu-layers", "--gpu-layers", "-ngl", envvar=["ROPEBEND_N_GPU_LAYERS", "LLAMA_ARG_N_GPU_LAYERS"],
+        min=-1, callback=_warn_without_gpu,
         help="Layers to put on the GPU (-1: all). Needs a llama-cpp-python built for it.",
     ),
 ]  # fmt: skip
 FlashAttn = Annotated[
-    bool, typer.Option("--flash-attn/--no-flash-attn", envvar="ROPEBEND_FLASH_ATTN", help="Use flash attention.")
-]
-CacheTypeK = Annotated[CacheType, typer.Option(envvar="ROPEBEND_CACHE_TYPE_K", help="Type of the cached keys.")]
+    Any,
+    typer.Option(
+        "--flash-attn", "-fa", envvar=["ROPEBEND_FLASH_ATTN", "LLAMA_ARG_FLASH_ATTN"], parser=_flash_attn,
+        metavar="on|off|auto", help="Use flash attention; auto: if the devices can.",
+    ),
+]  # fmt: skip
+CacheTypeK = Annotated[
+    CacheType,
+    typer.Option(
+        "--cache-type-k", "-ctk", envvar=["ROPEBEND_CACHE_TYPE_K", "LLAMA_ARG_CACHE_TYPE_K"],
+        help="Type of the cached keys.",
+    ),
+]  # fmt: skip
 CacheTypeV = Annotated[
     CacheType,
-    typer.Option(envvar="ROPEBEND_CACHE_TYPE_V", help="Type of the cached values; a q type needs --flash-attn."),
+    typer.Option(
+        "--cache-type-v", "-ctv", envvar=["ROPEBEND_CACHE_TYPE_V", "LLAMA_ARG_CACHE_TYPE_V"],
+        help="Type of the cached values; a q type needs --flash-attn on.",
+    ),
+]  # fmt: skip
+Mmap = Annotated[
+    bool, typer.Option("--mmap/--no-mmap", envvar="ROPEBEND_MMAP", help="Map the model's file instead of reading it.")
 ]
+Mlock = Annotated[bool, typer.Option("--mlock", envvar="ROPEBEND_MLOCK", help="Keep the model in memory.")]
+SplitModeOption = Annotated[
+    SplitMode,
+    typer.Option(
+        "--split-mode", "-sm", envvar=["ROPEBEND_SPLIT_MODE", "LLAMA_ARG_SPLIT_MODE"],
+        help="How to split the model over several GPUs.",
+    ),
+]  # fmt: skip
+MainGpu = Annotated[
+    int,
+    typer.Option(
+        "--main-gpu", "-mg", envvar=["ROPEBEND_MAIN_GPU", "LLAMA_ARG_MAIN_GPU"], min=0,
+        help="GPU of a model that is not split.",
+    ),
+]  # fmt: skip
+TensorSplit = Annotated[
+    str,
+    typer.Option(
+        "--tensor-split", "-ts", envvar=["ROPEBEND_TENSOR_SPLIT", "LLAMA_ARG_TENSOR_SPLIT"],
+        help="Shares of the GPUs, as 3,1.", show_default=False,
+    ),
+]  # fmt: skip
+OverrideTensor = Annotated[
+    str,
+    typer.Option(
+        "--override-tensor", "-ot", envvar=["ROPEBEND_OVERRIDE_TENSOR", "LLAMA_ARG_OVERRIDE_TENSOR"],
+        help="Put weights elsewhere: pattern=buffer type, as exps=CPU; several between commas.", show_default=False,
+    ),
+]  # fmt: skip
+CpuMoe = Annotated[
+    bool,
+    typer.Option(
+        "--cpu-moe", "-cmoe", envvar=["ROPEBEND_CPU_MOE", "LLAMA_ARG_CPU_MOE"],
+        help="Keep the weights of experts with the CPU.",
+    ),
+]  # fmt: skip
 
 #: Field of `Runtime` -> name of the parameter (by which typer calls the flag) and its type.
 RUNTIME_OPTIONS: dict[str, tuple[str, Any]] = {
@@ -144,12 +209,20 @@ RUNTIME_OPTIONS: dict[str, tuple[str, Any]] = {
     "flash_attn": ("flash_attn", FlashAttn),
     "type_k": ("cache_type_k", CacheTypeK),
     "type_v": ("cache_type_v", CacheTypeV),
+    "use_mmap": ("mmap", Mmap),
+    "use_mlock": ("mlock", Mlock),
+    "split_mode": ("split_mode", SplitModeOption),
+    "main_gpu": ("main_gpu", MainGpu),
+    "tensor_split": ("tensor_split", TensorSplit),
+    "override_tensor": ("override_tensor", OverrideTensor),
+    "cpu_moe": ("cpu_moe", CpuMoe),
 }
 
 
 def takes_runtime(defaults: Runtime) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of llama.cpp in the place of its parameter ``runtime: Runtime``."""
-    return takes("runtime", RUNTIME_OPTIONS, asdict(defaults), Runtime)
+    shown = "auto" if defaults.flash_attn == "auto" else "on" if defaults.flash_attn else "off"
+    return takes("runtime", RUNTIME_OPTIONS, {**asdict(defaults), "flash_attn": shown}, Runtime)
 
 
 def _scale_options(env: bool) -> dict[str, tuple[str, Any]]:

@@ -21,6 +21,7 @@ from ropebend.doctor.reference import rope, rounding, scaled
 from ropebend.errors import RopebendError
 from ropebend.model import Model, check_supported
 from ropebend.native import layout
+from ropebend.runtime import FlashAttn
 from ropebend.scaling import LayerScaling
 from ropebend.scaling.plan import Plan, stretched
 from ropebend.scaling.rope_method import NO_METHOD, RopeMethod
@@ -55,7 +56,7 @@ def examine(
     model: Model,
     *,
     n_threads: int = 0,
-    flash_attn: bool = False,
+    flash_attn: FlashAttn = False,
     type_k: str = "f16",
     shift: bool = True,
     full: bool = False,

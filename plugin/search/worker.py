@@ -58,7 +58,7 @@ class Worker(Closing):
 
     def __init__(self, bench: Bench):
         self.bench = bench
-        self.model = Model(bench.model, n_gpu_layers=bench.runtime.n_gpu_layers)
+        self.model = Model(bench.model, **bench.runtime.model)
         self.on_tokens: Callable[[int], None] | None = None
         self._evaluators: dict[int, Evaluator] = {}
         self._set: dict[int, LayerScaling | None] = {}  # what each evaluator runs under

@@ -12,6 +12,8 @@ from ropebend.server.engine.events import (
     Failed,
     Finished,
     Piece,
+    Progress,
+    Timing,
     TokenLogprob,
 )
 from ropebend.server.engine.loading import EngineOptions, Facts
@@ -31,9 +33,11 @@ __all__ = [
     "Finished",
     "Generation",
     "Piece",
+    "Progress",
     "Request",
     "Sampling",
     "Submission",
+    "Timing",
     "TokenLogprob",
     "Unavailable",
 ]

@@ -320,11 +320,20 @@ class Engine:
         if step is None:
             return
         ended: list[Entry] = []
+        prompts = [
+            (c, w)
+            for c in step.chunks
+            if c.entry.owner.n_generated == 0 and (w := self._writers.get(c.entry)) is not None
+        ]
+        for chunk, w in prompts:
+            w.begin(max(chunk.entry.n_cached, 0))
         try:
             outputs = self._runner.run(step)
         except RopebendError as e:
             failed = [(chunk.entry, e) for chunk in step.chunks]
         else:
+            for chunk, w in prompts:
+                w.reached(chunk.start + chunk.n)
             ended, failed = self._runner.deliver(outputs)
         # before anybody hears of an end: whoever does finds its time in the sums
         self.step_stats.seconds += time.perf_counter() - started

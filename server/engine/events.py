@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ropebend.errors import RopebendError
@@ -16,29 +16,73 @@ class TokenLogprob:
     logprob  None for the first token of an echoed prompt, which nothing predicts
     offset   characters of the text before it
     top      bytes and log-probability of the likeliest tokens, best first
+    id, top_ids  the same as token ids
     """
 
     piece: bytes
     logprob: float | None
     offset: int
     top: tuple[tuple[bytes, float], ...]
+    id: int = -1
+    top_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one text took so far; milliseconds.
+
+    n_cached     prompt tokens that were taken from another sequence
+    n_prompt     prompt tokens that were computed
+    prompt_ms    until the last of them, from the step in which the first was
+    n_generated  tokens generated
+    generated_ms from the prompt's end to the last of them.  The first costs no decode: it comes with the prompt's end
+    """
+
+    n_cached: int = 0
+    n_prompt: int = 0
+    prompt_ms: float = 0.0
+    n_generated: int = 0
+    generated_ms: float = 0.0
 
 
 @dataclass(frozen=True)
 class Piece:
-    """More text of generation `index`, whole characters only."""
+    """More text of generation `index`, whole characters only.
+
+    ids     tokens since the last piece
+    timing  if the request asks for it
+    """
 
     index: int
     text: str
     tokens: tuple[TokenLogprob, ...] = ()
+    ids: tuple[int, ...] = ()
+    timing: Timing | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many of the `n_prompt` prompt tokens of generation `index` are there, those from the cache included."""
+
+    index: int
+    n_prompt: int
+    n_cached: int
+    n_done: int
+    ms: float
+    timing: Timing
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """The vector of request `index`, of length 1."""
+    """The vector of request `index`; without pooling one for each token."""
 
     index: int
-    vector: tuple[float, ...]
+    vectors: tuple[tuple[float, ...], ...]
+
+    @property
+    def vector(self) -> tuple[float, ...]:
+        """The only one."""
+        return self.vectors[0]
 
 
 @dataclass(frozen=True)
@@ -47,12 +91,15 @@ class Finished:
 
     n_tokens  tokens generated, without the one that ended it
     n_cached  prompt tokens whose keys and values were taken from another sequence instead of computed
+    stopped_by  the stop string that ended it, or ""
     """
 
     index: int
     reason: Literal["stop", "length"]
     n_tokens: int
     n_cached: int = 0
+    stopped_by: str = ""
+    timing: Timing = field(default=Timing(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -73,4 +120,4 @@ class Failed:
 
 
 Ending = Completed | Cancelled | Failed
-Event = Piece | Embedding | Finished | Ending
+Event = Piece | Progress | Embedding | Finished | Ending

@@ -24,6 +24,7 @@ from ropebend.scaling.source import ScaleSource
 from ropebend.scaling.stretch import doubts
 from ropebend.server.engine import context_size
 from ropebend.server.engine.requests import Pooling
+from ropebend.server.engine.sampling import ends_of
 
 log = logging.getLogger("ropebend.server")
 
@@ -61,6 +62,7 @@ class Facts:
     bos, eos    text of the special tokens, "" if there is none
     chat_template, tool_template  jinja: of every chat, and of chats with tools if the file has another one for those
     control_tokens  ids of the control tokens by their text
+    end_tokens  those that end a text
     scaling     the scales in effect, or None
     plan_hash   digest of the plan of a request that may fill the context, or None
     n_cells     KV cells
@@ -87,6 +89,7 @@ class Facts:
     chat_template: str | None
     tool_template: str | None
     control_tokens: Mapping[str, int]
+    end_tokens: tuple[int, ...]
     bos: str
     eos: str
     scaling: LayerScaling | None
@@ -115,7 +118,7 @@ class Facts:
 
 def load_model(o: EngineOptions) -> Model:
     """The model of these options.  RopebendError if it cannot be served."""
-    model = Model(o.model, n_gpu_layers=o.runtime.n_gpu_layers)
+    model = Model(o.model, **o.runtime.model)
     if lib.llama_model_has_encoder(model.handle):
         name = f"{model.info.path}: {model.info.architecture}"
         model.close()
@@ -164,6 +167,7 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
         chat_template=model.chat_template,
         tool_template=model.named_chat_template("tool_use"),
         control_tokens=model.control_tokens(),
+        end_tokens=tuple(ends_of(model.vocab)),
         bos=_special(model, model.bos_token),
         eos=_special(model, model.eos_token),
         scaling=context.scaling,

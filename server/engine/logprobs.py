@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,13 @@ def token_logprob(model: Model, token: int, logits: npt.NDArray[np.float32], n_t
     x -= x.max()
     x -= math.log(np.exp(x).sum())
     np.maximum(x, LOWEST, out=x)
-    top = tuple((model.piece(t, special=True), float(x[t])) for t in _likeliest(x, n_top))
-    return TokenLogprob(model.piece(token, special=True), float(x[token]), offset, top)
+    return entry(model, token, float(x[token]), offset, [(t, float(x[t])) for t in _likeliest(x, n_top)])
+
+
+def entry(model: Model, token: int, logprob: float, offset: int, top: Sequence[tuple[int, float]]) -> TokenLogprob:
+    """The entry of `token`.  top: ids and log-probabilities of the likeliest, best first."""
+    pieces = tuple((model.piece(t, special=True), p) for t, p in top)
+    return TokenLogprob(model.piece(token, special=True), logprob, offset, pieces, token, tuple(t for t, _ in top))
 
 
 def _likeliest(x: npt.NDArray[np.float64], n: int) -> list[int]:

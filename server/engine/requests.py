@@ -29,6 +29,8 @@ class Generation:
     text          what `prompt` is the tokens of; None if it never was a text
     scaled        False: run under the model's own rope, whatever scales are in effect
     control       control tokens that appear in the text, by their names
+    after_filters  the log-probabilities are those of the filtered distribution that was sampled from
+    progress, timings  tell how far the prompt is after each step; how long it took with each piece
     """
 
     prompt: Sequence[int]
@@ -40,6 +42,9 @@ class Generation:
     text: str | None = None
     scaled: bool = True
     control: Collection[str] = ()
+    after_filters: bool = False
+    progress: bool = False
+    timings: bool = False
 
     @property
     def n_max(self) -> int:
@@ -47,18 +52,21 @@ class Generation:
         return len(self.prompt) + self.max_tokens
 
 
-Pooling = Literal["mean", "cls", "last"]
+Pooling = Literal["none", "mean", "cls", "last"]
 
 
 @dataclass(frozen=True)
 class Embed:
     """One text to embed.  1 <= len(prompt) <= n_ctx.
 
-    pooling  "mean" over the hidden states of all tokens, the first one ("cls") or the "last" one
+    pooling  "mean" over the hidden states of all tokens, the first one ("cls") or the "last" one; "none": all of them,
+             as they are
+    norm     what becomes 1: the p-norm of the vector; -1: nothing; 0: as whole numbers up to 32760
     """
 
     prompt: Sequence[int]
     pooling: Pooling = "mean"
+    norm: int = 2
     scaled: bool = True
 
     @property

@@ -27,6 +27,7 @@ class StepStats:
     decode_seconds     of them inside llama_decode and waiting for its outputs
     sample_seconds     of them choosing tokens, by llama.cpp's samplers or, if greedy, the largest logit
     busy_slots         sequences in a step, summed
+    longest            tokens of the longest text so far
     """
 
     steps: int = 0
@@ -38,6 +39,7 @@ class StepStats:
     decode_seconds: float = 0.0
     sample_seconds: float = 0.0
     busy_slots: int = 0
+    longest: int = 0
 
 
 class Runner:
@@ -109,6 +111,7 @@ class Runner:
         s = self.stats
         s.steps += 1
         s.busy_slots += len(chunks)
+        s.longest = max(s.longest, *(c.start + c.n for c in chunks))
         s.decode_seconds += seconds
         n_prompt = sum(c.n for c in chunks if c.entry.owner.n_generated == 0)
         s.prompt_tokens += n_prompt

@@ -14,6 +14,7 @@ class TextStream:
     names of control tokens, take part in stop strings and are not returned.
 
     stopped    True once a stop string was found; it and what follows is dropped
+    stopped_by  that stop string
     n_decoded  characters decoded so far, sent or held back
     n_sent     characters returned so far
     """
@@ -25,6 +26,7 @@ class TextStream:
         self._held = ""
         self._hidden = bytearray()  # for each held character, 1 if it is not to be returned
         self.stopped = False
+        self.stopped_by = ""
         self.n_decoded = 0
         self.n_sent = 0
 
@@ -43,7 +45,8 @@ class TextStream:
         hits = [(at + len(s), at) for s in self._stop if (at := self._held.find(s)) >= 0]
         if hits:
             self.stopped = True
-            cut = min(hits)[1]
+            end, cut = min(hits)
+            self.stopped_by = self._held[cut:end]
         else:
             cut = len(self._held) if final else len(self._held) - self._n_suspect()
         out, self._held = self._held[:cut], self._held[cut:]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from ropebend.errors import RopebendError
 from ropebend.model import Model
-from ropebend.server.engine.events import Embedding, Finished, Piece, TokenLogprob
-from ropebend.server.engine.logprobs import token_logprob
+from ropebend.server.engine.events import Embedding, Finished, Piece, Progress, Timing, TokenLogprob
+from ropebend.server.engine.logprobs import LOWEST, entry, token_logprob
 from ropebend.server.engine.outputs import Outputs, Rows
 from ropebend.server.engine.requests import Embed, Generation, Submission
 from ropebend.server.engine.sampling import Sampler
@@ -42,6 +44,10 @@ class TextWriter:
         self._untold: deque[TokenLogprob] = deque()  # tokens whose text is held back
         self._ready = ""  # text to tell
         self._n_passed = 0  # bytes of the echo
+        self._ids: list[int] = []  # tokens that no piece has told of
+        self._left: list[tuple[int, float]] | None = None  # what the token was chosen from, if asked for
+        self._n_cached = self._n_computed = 0  # prompt tokens
+        self._begun = self._prompt_done = self._last = 0.0  # clock; 0: not yet
         self._sampler: Sampler | None = None
 
     def close(self) -> None:
@@ -57,14 +63,46 @@ class TextWriter:
             return True
         logits = outputs.logits[-1]
         started = time.perf_counter()
+        if not self._prompt_done:
+            self._prompt_done = started
         token = self._choose(outputs, logits)
-        self.sample_seconds += time.perf_counter() - started
+        self._last = time.perf_counter()
+        self.sample_seconds += self._last - started
         if not self._accept(token, logits):
             return False
         outputs.tokens.append(token)
         return True
 
     # ---- the prompt
+
+    def begin(self, n_cached: int) -> None:
+        """Its first tokens are about to be computed, or again.  n_cached: tokens taken from another sequence."""
+        if self._begun:
+            return
+        self._begun = time.perf_counter()
+        self._n_cached = n_cached
+        self._tell_progress(n_cached)
+
+    def reached(self, n: int) -> None:
+        """The first n tokens of the prompt have been computed."""
+        self._n_computed = n - self._n_cached
+        self._prompt_done = time.perf_counter() if n == len(self.request.prompt) else 0.0
+        self._tell_progress(n)
+
+    def _tell_progress(self, n: int) -> None:
+        if self.request.progress and self.submission.stream:
+            ms = (time.perf_counter() - self._begun) * 1000
+            progress = Progress(self.index, len(self.request.prompt), self._n_cached, n, ms, self._timing(ms))
+            self.submission.on_event(progress)
+
+    def _timing(self, prompt_ms: float | None = None) -> Timing:
+        """prompt_ms: while the prompt is being computed."""
+        if prompt_ms is None:
+            prompt_ms = (self._prompt_done - self._begun) * 1000
+        elif not self._n_computed:
+            prompt_ms = 0.0
+        generated_ms = max((self._last - self._prompt_done) * 1000, 0.001) if self._last else 0.0
+        return Timing(self._n_cached, self._n_computed, prompt_ms, self.n_generated, generated_ms)
 
     @cached_property
     def _echo(self) -> bytes:
@@ -117,10 +155,14 @@ class TextWriter:
 
     def _choose(self, outputs: Outputs, logits: Rows) -> int:
         g = self.request
-        if g.sampling.is_argmax and g.sampling.constraint is None:
+        after_filters = g.after_filters and g.n_logprobs is not None
+        if g.sampling.is_argmax and g.sampling.constraint is None and not after_filters:
             return int(logits.argmax())
         if self._sampler is None:
             self._sampler = Sampler(g.sampling, self._model.vocab, max(g.max_tokens, 1), g.prompt)
+        if after_filters:
+            token, self._left = self._sampler.sample_with_probabilities(logits)
+            return token
         return self._sampler.sample(outputs.context, outputs.place, logits)
 
     def _accept(self, token: int, logits: Rows) -> bool:
@@ -135,9 +177,10 @@ class TextWriter:
         if self._model.is_eog(token):
             return self._finish("stop")
         self.n_generated += 1
+        self._ids.append(token)
         if g.n_logprobs is not None:
             offset = len(self._prompt_text) + text.n_decoded
-            self._untold.append(token_logprob(self._model, token, logits, g.n_logprobs, offset))
+            self._untold.append(self._logprob(token, logits, g.n_logprobs, offset))
         piece = self._piece(token)
         if piece or not g.stop:
             self._ready += text.feed(piece)
@@ -152,6 +195,12 @@ class TextWriter:
         if self.submission.stream:
             self._tell(everything=False)
         return True
+
+    def _logprob(self, token: int, logits: Rows, n: int, offset: int) -> TokenLogprob:
+        if self._left is None:
+            return token_logprob(self._model, token, logits, n, offset)
+        left = [(t, math.log(p)) for t, p in self._left]
+        return entry(self._model, token, dict(left).get(token, LOWEST), offset, left[:n])
 
     def _piece(self, token: int) -> bytes:
         """The text of a token; of a control token its name if the request asks for that."""
@@ -168,8 +217,10 @@ class TextWriter:
         while self._untold and (everything or self._untold[0].offset < n_sent):
             told.append(self._untold.popleft())
         if self._ready or told:
-            self.submission.on_event(Piece(self.index, self._ready, tuple(told)))
+            timing = self._timing() if self.request.timings else None
+            self.submission.on_event(Piece(self.index, self._ready, tuple(told), tuple(self._ids), timing))
             self._ready = ""
+            self._ids.clear()
 
     def _finish(self, reason: Literal["stop", "length"]) -> bool:
         self._ready += self._text.feed(b"", final=True)
@@ -180,7 +231,7 @@ class TextWriter:
 
     def ending(self, n_cached: int) -> Finished:
         """The last event."""
-        return Finished(self.index, self.reason, self.n_generated, n_cached)
+        return Finished(self.index, self.reason, self.n_generated, n_cached, self._text.stopped_by, self._timing())
 
 
 class EmbeddingWriter:
@@ -200,6 +251,13 @@ class EmbeddingWriter:
         self.n_generated = 0
         self.sample_seconds = 0.0
         self._sum = np.zeros(n_embd, np.float64)
+        self._rows: list[Rows] = []
+
+    def begin(self, n_cached: int) -> None:
+        """Nothing to do."""
+
+    def reached(self, n: int) -> None:
+        """Nothing to do."""
 
     def close(self) -> None:
         """Nothing to free."""
@@ -209,7 +267,10 @@ class EmbeddingWriter:
         start, rows = outputs.start, outputs.states()
         if start == 0:  # also if the text was pushed out and is computed again
             self._sum[:] = 0
-        if self.request.pooling == "mean":
+            self._rows.clear()
+        if self.request.pooling == "none":
+            self._rows.append(rows.copy())
+        elif self.request.pooling == "mean":
             self._sum += rows.sum(axis=0, dtype=np.float64)
         elif self.request.pooling == "last":
             self._sum[:] = rows[-1]
@@ -217,16 +278,26 @@ class EmbeddingWriter:
             self._sum[:] = rows[0]
         if not outputs.is_last:
             return True
-        length = float(np.linalg.norm(self._sum))
-        if not 0 < length < np.inf:
-            raise RopebendError(f"the model computed hidden states of length {length}, which make no vector")
-        vector = self._sum / length
-        self.submission.on_event(Embedding(self.index, tuple(float(x) for x in vector.astype(np.float32))))
+        if self.request.pooling == "none":
+            vectors = np.concatenate(self._rows)
+        else:
+            vectors = _normalised(self._sum, self.request.norm)[None].astype(np.float32)
+        self.submission.on_event(Embedding(self.index, tuple(tuple(map(float, v)) for v in vectors)))
         return False
 
     def ending(self, n_cached: int) -> Finished:
         """The last event."""
         return Finished(self.index, "stop", 0, n_cached)
+
+
+def _normalised(vector: npt.NDArray[np.float64], norm: int) -> npt.NDArray[np.float64]:
+    """As llama.cpp's `common_embd_normalize`."""
+    if norm < 0:
+        return vector
+    length = float(np.abs(vector).max()) / 32760 if norm == 0 else float(np.linalg.norm(vector, norm))
+    if not 0 < length < np.inf:
+        raise RopebendError(f"the model computed hidden states of length {length}, which make no vector")
+    return vector / length
 
 
 Writer = TextWriter | EmbeddingWriter

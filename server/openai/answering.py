@@ -17,6 +17,8 @@ from ropebend.server.engine import (
     Failed,
     Finished,
     Piece,
+    Progress,
+    Timing,
     TokenLogprob,
     Unavailable,
 )
@@ -53,6 +55,8 @@ class Envelope(BaseModel):
     system_fingerprint: str
     choices: Sequence[SerializeAsAny[BaseModel]]
     usage: Usage | None = None
+    timings: dict[str, float] | None = None
+    prompt_progress: dict[str, float] | None = None
 
 
 class Form(Protocol):
@@ -115,6 +119,7 @@ class Answering:
         self._n_prompt = n_prompt
         self._n = n
         self._n_generated = self._n_cached = 0
+        self._timing = Timing()
         self._logprobs = logprobs
         self._events = Events()
         self.on_event = self._events.put
@@ -139,17 +144,17 @@ class Answering:
             self._form.choice(i, text[i], tokens[i] if self._logprobs else None, reasons[i])
             for i in range(self._n_choices)
         ]
-        return self._json(self._form.object, choices, self._usage())
+        return self._json(self._form.object, choices, usage=self._usage(), timings=timings(self._timing))
 
     async def stream(self, include_usage: bool) -> AsyncIterator[str]:
         """The answer as server-sent events, while it comes; a failure becomes an error event and ends the stream."""
         form, opened = self._form, set[int]()
 
-        def event_of(choices: Sequence[BaseModel], *usage: Usage | None) -> str:
-            return data_event(self._json(form.chunk_object, choices, *usage))
+        def event_of(choices: Sequence[BaseModel], **more: Any) -> str:
+            return data_event(self._json(form.chunk_object, choices, **more))
 
         # With include_usage every other chunk says that it has none.
-        none = (None,) if include_usage else ()
+        none: dict[str, Any] = {"usage": None} if include_usage else {}
         while not isinstance(event := await self._events.get(), Completed):
             if isinstance(event, Cancelled):
                 return
@@ -161,21 +166,39 @@ class Answering:
             if event.index not in opened:
                 opened.add(event.index)
                 if (opening := form.opening(event.index)) is not None:
-                    yield event_of([opening], *none)
+                    yield event_of([opening], **none)
+            more = dict(none)
+            if isinstance(event, Progress):
+                yield event_of([], **none, prompt_progress=progress(event), timings=timings(event.timing))
+                continue
             if isinstance(event, Piece):
                 tokens = event.tokens if self._logprobs else None
                 choices = form.chunks(event.index, event.text, tokens, None)
+                if event.timing is not None:
+                    more["timings"] = timings(event.timing)
             else:
                 self._count(event)
                 choices = form.chunks(event.index, "", None, event.reason)
-            for choice in choices:
-                yield event_of([choice], *none)
+            for choice in choices[:-1]:
+                yield event_of([choice], **more)
+            if isinstance(event, Finished):
+                more["timings"] = timings(event.timing)
+            for choice in choices[-1:]:
+                yield event_of([choice], **more)
         if include_usage:
-            yield event_of([], self._usage())
+            yield event_of([], usage=self._usage(), timings=timings(self._timing))
         yield "data: [DONE]\n\n"
 
     def _count(self, event: Finished) -> None:
         self._n_generated += event.n_tokens
+        a, b = self._timing, event.timing
+        self._timing = Timing(
+            a.n_cached + b.n_cached,
+            a.n_prompt + b.n_prompt,
+            max(a.prompt_ms, b.prompt_ms),
+            a.n_generated + b.n_generated,
+            max(a.generated_ms, b.generated_ms),
+        )
         if event.index % self._n == 0:  # the other choices of a prompt share it: its tokens are in `n_prompt` once
             self._n_cached += event.n_cached
 
@@ -187,9 +210,29 @@ class Answering:
             prompt_tokens_details=PromptTokensDetails(cached_tokens=self._n_cached),
         )
 
-    def _json(self, kind: AnswerKind, choices: Sequence[BaseModel], *usage: Usage | None) -> dict[str, Any]:
-        more: dict[str, Any] = {"usage": usage[0]} if usage else {}
+    def _json(self, kind: AnswerKind, choices: Sequence[BaseModel], **more: Any) -> dict[str, Any]:
         return Envelope(object=kind, choices=choices, **self._head, **more).model_dump(exclude_unset=True)
+
+
+def timings(t: Timing) -> dict[str, float]:
+    """llama-server's `timings`.  Of several texts: tokens together, and the longest times."""
+    n_decoded = max(t.n_generated - 1, 0)  # the first comes with the prompt's end
+    return {
+        "cache_n": t.n_cached,
+        "prompt_n": t.n_prompt,
+        "prompt_ms": t.prompt_ms,
+        "prompt_per_token_ms": t.prompt_ms / t.n_prompt if t.n_prompt else 0.0,
+        "prompt_per_second": 1000 * t.n_prompt / t.prompt_ms if t.prompt_ms else 0.0,
+        "predicted_n": t.n_generated,
+        "predicted_ms": t.generated_ms,
+        "predicted_per_token_ms": t.generated_ms / n_decoded if n_decoded else 0.0,
+        "predicted_per_second": 1000 * n_decoded / t.generated_ms if t.generated_ms else 0.0,
+    }
+
+
+def progress(p: Progress) -> dict[str, float]:
+    """llama-server's `prompt_progress`."""
+    return {"total": p.n_prompt, "cache": p.n_cached, "processed": p.n_done, "time_ms": p.ms}
 
 
 def api_error(event: Failed) -> errors.ApiError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -11,7 +11,18 @@ from starlette.middleware.cors import CORSMiddleware
 from ropebend import __version__
 from ropebend.server.chat.chats import Chats
 from ropebend.server.engine import Engine
-from ropebend.server.openai import chat, completions, embeddings, errors, info, pages, responses, templating, tokens
+from ropebend.server.openai import (
+    chat,
+    completions,
+    embeddings,
+    errors,
+    info,
+    native,
+    pages,
+    responses,
+    templating,
+    tokens,
+)
 from ropebend.server.openai.defaults import Defaults
 from ropebend.server.openai.middleware import BodyLimit, CleanPath, KeyCheck
 from ropebend.server.openai.serving import Names, names_of
@@ -24,13 +35,14 @@ def create_app(
     names: Names | None = None,
     chats: Chats | None = None,
     defaults: Defaults | None = None,
+    off: Collection[str] = (),
     cors_origins: Sequence[str] = (),
     max_body: int = 16 * 2**20,
 ) -> FastAPI:
     """The server's application around an engine, which may still be loading.
 
     api_keys: none: everybody may ask; names: default: the file's; chats: how they become prompts; defaults: of requests
-    that do not say how to sample; cors_origins: pages
+    that do not say how to sample; off: of slots, metrics and ui what is not there; cors_origins: pages
     of these origins may ask ("*": of all); max_body: bytes.
     """
     # FastAPI's own pages would need scripts from elsewhere
@@ -39,7 +51,9 @@ def create_app(
     app.state.names = names or names_of(engine.options.model)
     app.state.chats = chats or Chats()
     app.state.defaults = defaults or Defaults()
-    for module in (completions, chat, responses, templating, embeddings, tokens, info, pages):
+    app.state.off = off
+    shown = [] if "ui" in off else [pages]
+    for module in (completions, chat, responses, native, templating, embeddings, tokens, info, *shown):
         app.include_router(module.router)
     errors.install(app)
     app.add_middleware(BodyLimit, limit=max_body)

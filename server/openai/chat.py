@@ -215,3 +215,12 @@ def _demanded(body: ChatRequest, layout: Layout, tools: list[Tool], forced: bool
 
 def _function(tool: Tool) -> demanded.Function:
     return demanded.Function(tool.function.name, tool.function.parameters, tool.function.strict is not False)
+
+
+@router.post("/v1/chat/completions/input_tokens")
+@router.post("/chat/completions/input_tokens", include_in_schema=False)
+async def input_tokens(body: ChatRequest, serving: Served) -> dict[str, int]:
+    """How many tokens the prompt of a chat has, as llama-server tells it."""
+    prompt = await run_in_threadpool(prompt_of, body, _tools(body)[0], serving)
+    tokens = await run_in_threadpool(tokens_of, prompt, serving)
+    return {"input_tokens": len(tokens)}

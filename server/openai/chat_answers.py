@@ -149,7 +149,7 @@ class ChatForm:
     def opening(self, index: int) -> ChatChunkChoice:
         """See `Form`."""
         return ChatChunkChoice(
-            index=index, delta=ChatDelta(role="assistant", content=""), logprobs=None, finish_reason=None
+            index=index, delta=ChatDelta(role="assistant", content=None), logprobs=None, finish_reason=None
         )
 
 

@@ -16,7 +16,10 @@ from ropebend.server.engine import Unavailable
 
 
 class ApiError(Exception):
-    """An answer that is an error.  param: the request parameter at fault; code: a word programs can test for."""
+    """An answer that is an error.
+
+    param: the request parameter at fault; code: a word programs can test for; more: other fields.
+    """
 
     def __init__(
         self,
@@ -27,10 +30,11 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | int | None = None,
         headers: Mapping[str, str] | None = None,
+        more: Mapping[str, Any] | None = None,
     ):
         super().__init__(message)
         self.status = status
-        self.body = {"error": {"message": message, "type": type, "param": param, "code": code}}
+        self.body = {"error": {"message": message, "type": type, "param": param, "code": code, **(more or {})}}
         self.headers = headers
 
     def response(self) -> Response:
@@ -55,6 +59,11 @@ def loading() -> ApiError:
     error = unavailable("Loading model")
     error.body = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
     return error
+
+
+def switched_off(what: str, flag: str) -> ApiError:
+    """501 in the words of llama-server."""
+    return ApiError(501, f"{what} is switched off; see {flag}", type="not_supported_error", code="not_supported")
 
 
 def internal(message: str) -> ApiError:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Annotated, Any, ClassVar
 
 from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 from starlette.responses import JSONResponse
 
@@ -53,6 +54,9 @@ class GenerationBody(SamplingBody):
     stream_options: StreamOptions | None = None
     grammar: Annotated[Text, Field(max_length=MAX_GRAMMAR)] | None = None
     json_schema: dict[str, Any] | None = None
+    timings_per_token: bool | None = None
+    return_progress: bool | None = None
+    verbose: bool | None = None
 
     def stop_strings(self) -> list[str]:
         """`stop` as a list; an empty text stops nothing."""
@@ -70,11 +74,12 @@ def generations(
     constraint: Constraint | None,
     echo: Sequence[str | None] | None = None,
     control: Collection[str] = (),
+    after_filters: bool = False,
 ) -> list[Generation]:
     """n generations of each prompt, in the order of the answer's choices; the i-th of a prompt has seed + i.
 
     echo: the texts of the prompts (None of one given as tokens) if the answers begin with them; control: names of
-    control tokens that appear in them.
+    control tokens that appear in them; after_filters: log-probabilities are those after the filters.
     """
     facts = serving.facts
     if body.stream_options is not None and body.stream_options.include_usage and not body.stream:
@@ -98,6 +103,9 @@ def generations(
             text=text,
             scaled=scaled,
             control=control,
+            after_filters=after_filters,
+            progress=bool(body.return_progress),
+            timings=bool(body.timings_per_token),
         )
         for prompt, text in zip(prompts, echo or [None] * len(prompts), strict=True)
         for i in range(n)
@@ -134,5 +142,7 @@ async def respond(
         return EventStream(answering.stream(include_usage), submission, headers)
     async with cancelled_on_disconnect(request.receive, submission):
         answer = await answering.whole()
+    if answer is not None and (serving.defaults.verbose if body.verbose is None else body.verbose):
+        answer["__verbose"] = {"prompt": await run_in_threadpool(serving.engine.detokenize, wanted[0].prompt)}
     # After a disconnect nobody reads the answer; the status is for the log.
     return Response(status_code=499) if answer is None else JSONResponse(answer, headers=headers)

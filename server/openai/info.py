@@ -1,4 +1,4 @@
-"""What the server is and does: /health, /props, /slots, /v1/models, /metrics."""
+"""What the server is and does: /health, /props, /slots, /status, /v1/models, /metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from fastapi import APIRouter, Response
 from starlette.responses import PlainTextResponse
 
 from ropebend.scaling import LayerScaling
-from ropebend.server.openai import metrics
+from ropebend.server.openai import errors, metrics
+from ropebend.server.openai.native import defaults_of, settings_of
 from ropebend.server.openai.serving import Served, Serving
 
 router = APIRouter()
@@ -29,6 +30,7 @@ async def props(serving: Served) -> dict[str, Any]:
     """The model, the scales in effect and the counters of requests."""
     engine, facts = serving.engine, serving.facts
     scaling = facts.scaling
+    seed = {} if serving.defaults.seed is None else {"seed": serving.defaults.seed}
     return {
         "model": serving.model,
         "model_alias": serving.model,
@@ -36,7 +38,11 @@ async def props(serving: Served) -> dict[str, Any]:
         "architecture": facts.architecture,
         "n_ctx": facts.n_ctx,
         "n_ctx_train": facts.n_ctx_train,
-        "default_generation_settings": {"n_ctx": facts.n_ctx},  # where clients of llama-server look for it
+        # where clients of llama-server look for it
+        "default_generation_settings": {
+            "n_ctx": facts.n_ctx,
+            "params": settings_of(defaults_of(serving), -1) | seed,
+        },
         "total_slots": facts.n_slots,
         "layer_scale": list(scaling.layer_scale) if scaling is not None else None,
         "layer_attn_factor": list(scaling.layer_attn_factor) if scaling is not None else None,
@@ -71,7 +77,35 @@ def plans_of(scaling: LayerScaling | None, n_ctx: int) -> list[dict[str, Any]]:
 
 
 @router.get("/slots")
-async def slots(serving: Served) -> dict[str, Any]:
+async def slots(serving: Served) -> list[dict[str, Any]]:
+    """Each slot in llama-server's words: what it computes, or nothing."""
+    if "slots" in serving.off:
+        raise errors.switched_off("/slots", "--slots")
+    running = serving.engine.slots()
+    idle: dict[str, Any] = {"n_ctx": serving.facts.n_ctx, "speculative": False, "is_processing": False}
+    return [
+        {
+            "id": i,
+            **idle,
+            **(
+                {
+                    "is_processing": True,
+                    "id_task": running[i].arrival,
+                    "n_prompt_tokens": running[i].n_prompt,
+                    "n_prompt_tokens_processed": running[i].n_computed - running[i].n_cached,
+                    "n_prompt_tokens_cache": running[i].n_cached,
+                    "next_token": [{"n_decoded": running[i].n_generated}],
+                }
+                if i < len(running)
+                else {}
+            ),
+        }
+        for i in range(serving.facts.n_slots)
+    ]
+
+
+@router.get("/status")
+async def status(serving: Served) -> dict[str, Any]:
     """The requests being computed and the use of the KV cache."""
     engine, facts = serving.engine, serving.facts
     scheduler = engine.scheduler
@@ -103,15 +137,18 @@ async def slots(serving: Served) -> dict[str, Any]:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def prometheus(serving: Served) -> Response:
-    """Counters in Prometheus' text format, named in llama-server's style."""
-    return Response(metrics.text(serving.engine), media_type=metrics.CONTENT_TYPE)
+    """Counters in Prometheus' text format, of ours and under llama-server's names."""
+    if "metrics" in serving.off:
+        raise errors.switched_off("/metrics", "--metrics")
+    headers = {"Process-Start-Time-Unix": str(serving.facts.created)}
+    return Response(metrics.text(serving.engine), media_type=metrics.CONTENT_TYPE, headers=headers)
 
 
 @router.get("/v1/models")
 @router.get("/models", include_in_schema=False)
 async def models(serving: Served) -> dict[str, Any]:
     """The model, and with layer scales in effect also the same without them (`:base`)."""
-    return {"object": "list", "data": [_model_card(name, serving) for name in serving.model_ids()]}
+    return {"object": "list", "data": [_model_card(name, serving) for name in serving.shown_ids()]}
 
 
 @router.get("/v1/models/{model:path}")
@@ -128,6 +165,8 @@ def _model_card(name: str, serving: Serving) -> dict[str, Any]:
         "object": "model",
         "created": facts.created,
         "owned_by": "ropebend",
+        "aliases": list(serving.names.ids),
+        "tags": list(serving.names.tags),
         "max_model_len": facts.n_ctx,
         "meta": {
             "n_ctx": facts.n_ctx,

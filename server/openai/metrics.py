@@ -52,8 +52,47 @@ class _Collector:
             yield GaugeMetricFamily(f"ropebend:{name}", help_, value=value)
 
 
+class _LlamaServers:
+    """What llama-server's dashboards read, by its names."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics, now."""
+        steps, jobs, scheduler = self._engine.step_stats, self._engine.stats, self._engine.scheduler
+        counters = {
+            "prompt_tokens": ("Prompt tokens computed.", steps.prompt_tokens),
+            "prompt_tokens_cached": ("Prompt tokens taken from the cache.", jobs.cached_tokens),
+            "prompt_seconds": ("Time of prompts.", steps.prompt_seconds),
+            "tokens_predicted": ("Tokens generated.", steps.generated_tokens),
+            "tokens_predicted_seconds": ("Time of generating them.", steps.generated_seconds),
+            "n_decode": ("Calls of llama_decode.", steps.steps),
+        }
+        for name in ("draft_tokens", "accepted_tokens", "drafts"):
+            counters[f"spec_decode_num_{name}"] = ("Of speculative decoding, which there is none of.", 0)
+        for name, (help_, value) in counters.items():
+            yield CounterMetricFamily(f"llamacpp:{name}", help_, value=value)
+        gauges = {
+            "prompt_tokens_seconds": ("Prompt tokens a second.", steps.prompt_tokens, steps.prompt_seconds),
+            "predicted_tokens_seconds": ("Tokens generated a second.", steps.generated_tokens, steps.generated_seconds),
+            "requests_processing": ("Sequences being computed.", len(scheduler.running), 1),
+            "requests_deferred": ("Sequences waiting for a slot.", scheduler.n_waiting, 1),
+            "n_busy_slots_per_decode": ("Sequences in a decode, on average.", steps.busy_slots, steps.steps),
+        }
+        for name, (help_, amount, by) in gauges.items():
+            yield GaugeMetricFamily(f"llamacpp:{name}", help_, value=amount / by if by else 0.0)
+
+
 def text(engine: Engine) -> bytes:
     """The counters of this engine in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(engine))
-    return generate_latest(registry)
+    registry.register(_LlamaServers(engine))
+    # a counter without _total, which the library does not write
+    longest = (
+        "# HELP llamacpp:n_tokens_max Tokens of the longest text so far.\n"
+        "# TYPE llamacpp:n_tokens_max counter\n"
+        f"llamacpp:n_tokens_max {engine.step_stats.longest}\n"
+    )
+    return generate_latest(registry) + longest.encode()

@@ -49,7 +49,8 @@ class KeyCheck:
             if not any(right):
                 expected = "No API key: expected Authorization: Bearer KEY, or X-Api-Key: KEY"
                 message = "Incorrect API key provided" if any(given) else expected
-                error = ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+                how = {"WWW-Authenticate": "Bearer"}
+                error = ApiError(401, message, type="authentication_error", code="invalid_api_key", headers=how)
                 await error.response()(scope, receive, send)
                 return
         await self.app(scope, receive, send)

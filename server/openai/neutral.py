@@ -84,10 +84,7 @@ GENERATION: dict[str, Rule] = {
     "n_probs": only(0),
     "post_sampling_probs": only(False),
     "return_tokens": only(False),
-    "return_progress": only(False),
-    "timings_per_token": only(False),
     "response_fields": only([]),
-    "verbose": only(False),
     # llama-server: grammars
     "grammar_lazy": only(False),
     "grammar_triggers": only([]),
@@ -175,7 +172,7 @@ APPLIED = {
 }
 
 #: Of embeddings.
-EMBEDDING = {"user": ANYTHING, "dimensions": only(), "embd_normalize": only(2), "priority": ANYTHING}
+EMBEDDING = {"user": ANYTHING, "dimensions": only(), "priority": ANYTHING}
 
 #: Of `stream_options`.
 STREAM = {"include_obfuscation": only(False), "continuous_usage_stats": only(False)}

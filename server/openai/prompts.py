@@ -42,6 +42,71 @@ def token_lists(raw: Any, param: str, serving: Serving) -> list[list[int]]:
     return prompts
 
 
+def mixed_shape(value: Any) -> Any:
+    """Validator for what llama-server takes for a prompt or a text to embed, where its parts may be mixed."""
+    items = value if _is_several(value) else [value]
+    if len(items) > MAX_CHOICES:
+        raise ValueError(f"expected at most {MAX_CHOICES} texts, got {len(items)}")
+    for item in items or [[]]:
+        parts = item if isinstance(item, list) else [item]
+        if not parts or not all(_is_token(x) or _text_in(x) is not None for x in parts):
+            raise ValueError(
+                "expected a string, token ids, a list of both, an object with prompt_string or text parts in content, "
+                "or a list of such"
+            )
+        for part in parts:
+            if not _is_token(part):
+                (_text_in(part) or "").encode()
+    return value
+
+
+def mixed_tokens(value: Any, param: str, serving: Serving) -> list[tuple[list[int], str]]:
+    """Tokens and text of each prompt of `mixed_shape`.  ApiError 400 as `token_lists`.  Blocks."""
+    items = value if _is_several(value) else [value]
+    out: list[tuple[list[int], str]] = []
+    for i, item in enumerate(items):
+        where = f"{param}[{i}]" if _is_several(value) else param
+        tokens: list[int] = []
+        parts = item if isinstance(item, list) else [item]
+        for place, part in enumerate(parts):
+            if _is_token(part):
+                tokens.append(int(part))
+                continue
+            text = _text_in(part) or ""
+            check_text(text, serving.facts, param)
+            tokens += serving.engine.tokenize(text, add_special=place == 0)
+        if not tokens:
+            raise ApiError(400, f"{where}: expected at least one token", param=param, code="invalid_value")
+        check_tokens(tokens, where, param, serving.facts)
+        out.append((tokens, serving.engine.detokenize(tokens)))
+    return out
+
+
+def _is_several(value: Any) -> bool:
+    """A list with a token id in it is one prompt, another list is several."""
+    return isinstance(value, list) and not any(_is_token(x) for x in value)
+
+
+def _is_token(x: Any) -> bool:
+    return type(x) is int or (type(x) is float and x.is_integer())
+
+
+def _text_in(x: Any) -> str | None:
+    """The text of a string or an object; None if it is neither."""
+    if isinstance(x, str):
+        return x
+    if not isinstance(x, dict):
+        return None
+    if x.keys() == {"prompt_string"}:
+        return _text_in(x["prompt_string"]) if isinstance(x["prompt_string"], str) else None
+    parts = x.get("content")
+    if x.keys() != {"content"} or not isinstance(parts, list):
+        return None
+    texts = [p["text"] if isinstance(p, dict) and p.get("type") == "text" and "text" in p else None for p in parts]
+    known = [t for t in texts if isinstance(t, str)]
+    return "".join(known) if known and len(known) == len(texts) else None
+
+
 def items_of(raw: Any) -> list[Any]:
     """Each text or token list of `Prompts`."""
     return [raw] if isinstance(raw, str) or isinstance(raw[0], int) else raw
@@ -62,21 +127,24 @@ def check_text(text: str, facts: Facts, param: str) -> None:
     """
     least = facts.fewest_tokens(text)
     if least > facts.n_ctx:
-        _too_long(f"at least {least} tokens in your prompt", facts, param)
+        _too_long(f"at least {least} tokens in your prompt", facts, param, least)
 
 
 def check_length(n_prompt: int, max_tokens: int, facts: Facts, param: str) -> None:
     """ApiError 400 with both numbers if a request does not fit the context."""
     if n_prompt + max_tokens > facts.n_ctx:
         what = f"{n_prompt + max_tokens} tokens ({n_prompt} in your prompt; {max_tokens} for the completion)"
-        _too_long(what, facts, param)
+        _too_long(what, facts, param, n_prompt)
 
 
-def _too_long(requested: str, facts: Facts, param: str) -> None:
+def _too_long(requested: str, facts: Facts, param: str, n_prompt: int) -> None:
+    start = "The input is too large. " if param == "input" else ""
     raise ApiError(
         400,
-        f"This model's maximum context length is {facts.n_ctx} tokens, however you requested {requested}. "
+        f"{start}This model's maximum context length is {facts.n_ctx} tokens, however you requested {requested}. "
         "Please reduce your prompt or the completion length, or start the server with a larger --ctx-size.",
         param=param,
         code="context_length_exceeded",
+        type="exceed_context_size_error",
+        more={"n_prompt_tokens": n_prompt, "n_ctx": facts.n_ctx},
     )

@@ -21,7 +21,7 @@ NotNegative = Annotated[float, Field(ge=0, le=1e6)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 #: Token id or text, and what is added to the logit.
-Bias = tuple[int | str, float]
+Bias = tuple[int | str, Annotated[float, Field(allow_inf_nan=True)]]
 
 
 class SamplingBody(Body):

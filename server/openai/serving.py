@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -25,27 +25,30 @@ class Names:
     """Model ids that are answered to, the first of which is shown.
 
     any_model  every other name means the model, too
+    tags       words about it, for whoever lists models
     """
 
     ids: tuple[str, ...]
     any_model: bool = False
+    tags: tuple[str, ...] = ()
 
 
-def names_of(model: Path, aliases: Sequence[str] = (), any_model: bool = False) -> Names:
+def names_of(model: Path, aliases: Sequence[str] = (), any_model: bool = False, tags: Sequence[str] = ()) -> Names:
     """The names of a GGUF file: the aliases, without any the file's name in one word."""
     stem = re.sub(r"-\d{5}-of-\d{5}$", "", model.stem)
-    return Names(tuple(dict.fromkeys(aliases)) or ("-".join(stem.split()),), any_model)
+    return Names(tuple(dict.fromkeys(aliases)) or ("-".join(stem.split()),), any_model, tuple(tags))
 
 
 @dataclass(frozen=True)
 class Serving:
-    """A loaded engine."""
+    """A loaded engine.  off: endpoints that are switched off."""
 
     engine: Engine
     facts: Facts
     names: Names
     chats: Chats
     defaults: Defaults = field(default_factory=Defaults)
+    off: Collection[str] = ()
 
     def max_tokens(self, asked: int | None, n_prompt: int, otherwise: int, *, scaled: bool) -> int:
         """Tokens that a text may get.
@@ -69,6 +72,10 @@ class Serving:
         ids = list(self.names.ids)
         return ids if self.facts.scaling is None else [*ids, *(name + BASE for name in ids)]
 
+    def shown_ids(self) -> list[str]:
+        """The first id, and what it is called without scales."""
+        return [name for name in self.model_ids() if name.removesuffix(BASE) == self.model]
+
     def is_scaled(self, name: str | None) -> bool:
         """Whether the model of this name runs with the layer scales.  ApiError 404 if there is none of that name."""
         if not name:
@@ -90,7 +97,7 @@ async def _serving(request: Request) -> Serving:
     state = request.app.state
     if state.engine.facts is None:
         raise errors.loading()
-    return Serving(state.engine, state.engine.facts, state.names, state.chats, state.defaults)
+    return Serving(state.engine, state.engine.facts, state.names, state.chats, state.defaults, state.off)
 
 
 #: Parameter of a route.  ApiError 503 while the engine is loading.

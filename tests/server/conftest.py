@@ -149,7 +149,7 @@ def counts(usage: openai.types.CompletionUsage | None) -> tuple[int, int, int]:
 
 
 #: With a float32 cache results hardly depend on where in the cache a sequence lies and what else is in the batch.
-EXACT = ("--no-flash-attn", "--cache-type-k", "f32", "--cache-type-v", "f32")
+EXACT = ("--flash-attn", "off", "--cache-type-k", "f32", "--cache-type-v", "f32")
 
 SCALES = (1.5, 1.0, 3.0)
 

@@ -191,9 +191,13 @@ Engine._load = lambda _: threading.Event().wait()"""
 
 def test_every_flag_is_an_environment_variable_and_has_a_help_text() -> None:
     parameters = dict(inspect.signature(serve, eval_str=True).parameters)
-    del parameters["model"]
+    del parameters["model"], parameters["model_option"]
     for name, parameter in parameters.items():
         (option,) = parameter.annotation.__metadata__
         assert isinstance(option, typer.models.OptionInfo)
-        assert option.envvar == f"ROPEBEND_{name.upper()}"
+        flags = [d for d in (option.default, *(option.param_decls or ())) if isinstance(d, str)]
+        long = [d.partition("/")[0] for d in flags if d.startswith("--")] or [f"--{name}"]
+        ours = [option.envvar] if isinstance(option.envvar, str) else list(option.envvar or [])
+        assert ours[0] in [f"ROPEBEND_{d.removeprefix('--').replace('-', '_').upper()}" for d in long]
+        assert all(other.startswith("LLAMA_") for other in ours[1:])
         assert option.help

@@ -71,7 +71,7 @@ export class Answer {
     return this;
   }
 
-  /** Of /slots: how far the prompt is. */
+  /** Of /status: how far the prompt is. */
   progress(n_computed) {
     if (n_computed < this.n_prompt) this.state.textContent = `reading ${count(n_computed)} of ${count(this.n_prompt)} tokens…`;
   }

@@ -66,7 +66,7 @@ export function showModel() {
 
 /** Ask for the slots once, and show them and how far the waiting answers are. */
 export async function watchSlots() {
-  const {kv, slots, n_slots, n_waiting} = await get("slots");
+  const {kv, slots, n_slots, n_waiting} = await get("status");
   $("kv").max = kv.n_cells;
   $("kv").value = kv.n_used;
   $("kv-text").textContent = `${count(kv.n_used)} of ${count(kv.n_cells)} cells, cached texts: ${kv.n_cached_sequences}`;

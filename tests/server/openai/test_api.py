@@ -182,7 +182,7 @@ def test_slots(start: Callable[..., Server], models: dict[str, Path]) -> None:
         with http.stream("POST", "/v1/completions", json=body) as answer:
             text = answer.iter_text()  # httpx closes the connection with it
             next(text)
-            slots = http.get("/slots").json()
+            slots = http.get("/status").json()
         assert slots["n_slots"] == 16
         assert slots["slots"][0]["n_prompt"] == 1
         assert slots["slots"][0]["id"] == 1  # the second text: an id stays when others end

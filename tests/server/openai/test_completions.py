@@ -183,7 +183,8 @@ def test_names(start: Callable[..., Server], models: dict[str, Path], http: http
     assert "see --alias and --any-model" in status(http, "gpt")[1]
     server = start(models["scaled"], "--alias", "a", "-a", "b", "--any-model").wait_until_ready()
     with httpx.Client(base_url=server.url, timeout=60) as named:
-        assert [m["id"] for m in named.get("/models").json()["data"]] == ["a", "b", "a:base", "b:base"]
+        cards = named.get("/models").json()["data"]
+        assert [(m["id"], m["aliases"]) for m in cards] == [("a", ["a", "b"]), ("a:base", ["a", "b"])]
         fingerprints = {}
         for name in ("a", "b", "gpt-4o", "a:base", "gpt-4o:base"):
             answer = named.post("/v1/completions", json={"model": name, "prompt": "a", "max_tokens": 1}).json()

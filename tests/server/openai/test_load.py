@@ -62,12 +62,12 @@ def test_under_load_nothing_is_lost_and_greedy_answers_are_those_of_a_quiet_cont
         requests = wait_for(at_rest)
         assert requests["failed"] == 0
         assert requests["done"] + requests["cancelled"] == counts["whole"] + counts["hung up"]
-        slots = http.get("/slots").json()
+        slots = http.get("/status").json()
         assert (slots["slots"], slots["n_waiting"]) == ([], 0)
         # a prompt as long as the cache pushes everything out: then no cell but its own is in use
         whole = http.post("/v1/completions", json={"prompt": [40] * N_CTX_TRAIN, "max_tokens": 0})
         assert whole.status_code == 200
-        kv = http.get("/slots").json()["kv"]
+        kv = http.get("/status").json()["kv"]
         assert (kv["n_used"], kv["n_cached_sequences"]) == (N_CTX_TRAIN, 1)
         assert kv["n_free_sequences"] == kv["n_sequences"] - 1
     assert server.stop() == 0

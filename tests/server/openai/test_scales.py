@@ -59,7 +59,7 @@ def logprob(logits: list[float], token: int) -> float:
 
 def test_the_scales_in_the_file_are_in_effect(start: Callable[..., Server], models: dict[str, Path]) -> None:
     path = models["scaled"]
-    scaled = start(path, "--no-flash-attn").wait_until_ready()
+    scaled = start(path, "--flash-attn", "off").wait_until_ready()
     text, first, props = served(scaled, path)
     assert props["layer_scale"] == list(SCALES)
     assert props["rope"] == {"method": "none", "factor": 1.0, "original_context": None}
@@ -71,7 +71,7 @@ def test_the_scales_in_the_file_are_in_effect(start: Callable[..., Server], mode
     assert "layer scales: scale 1–3, from the model file" in scaled.log
     assert "1024 tokens (what the scales were tested at), 4 times the 256 the model was trained at" in scaled.log
 
-    plain = start(path, "--no-scaling", "-c", "512", "--no-flash-attn").wait_until_ready()
+    plain = start(path, "--no-scaling", "-c", "512", "--flash-attn", "off").wait_until_ready()
     plain_text, plain_first, plain_props = served(plain, path)
     assert plain_props["layer_scale"] is None
     assert plain_props["rope"] is None
