@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import spearmanr
 
 from ropebend.evaluate import Row
 from ropebend.evaluate.stats import cluster_bootstrap
@@ -23,6 +24,24 @@ def scorer(
         return [objective.score([got], [got]) for got in by_set]  # nothing to keep, so nothing to compare with
 
     return score
+
+
+def rank_agreement(
+    scores: npt.NDArray[np.float64], accuracy: npt.NDArray[np.float64], n_items: int, orders: Sequence[Sequence[int]]
+) -> tuple[float, float]:
+    """How well the mean score on n_items ranks sets, against their accuracy on the later half of each order.
+
+    scores, accuracy: [n_sets, n_items].  Returns Spearman's rho, the mean over the orders, and by how many points of
+    accuracy the set of the best score is worse than the best set.
+    """
+    rhos, lost = [], []
+    for order in orders:
+        mine, on = scores[:, order[:n_items]].mean(axis=1), order[len(order) // 2 :]
+        theirs = accuracy[:, on].mean(axis=1)
+        rho = spearmanr(mine, theirs).statistic
+        rhos.append(0.0 if np.isnan(rho) else rho)  # all scores alike rank nothing
+        lost.append(theirs.max() - theirs[mine.argmax()])
+    return float(np.mean(rhos)), 100 * float(np.mean(lost))
 
 
 def judged(accuracy: npt.NDArray[np.float64], chosen: list[int], judging: list[list[int]]) -> float:

@@ -305,7 +305,20 @@ def racing(
             f"{replay.judged(accuracy, raced, judging):9.1%}{replay.judged(accuracy, full, judging):7.1%}"
             f"   {mean:+.1f} [{low:+.1f} to {high:+.1f}]"
         )
-    print("\n[95 %]: bootstrap over the items that judge, for these sets of scales")
+    print("\n[95 %]: bootstrap over the items that judge, for these sets of scales\n")
+    logprob = np.array([[row.logprob for row in rows[c]] for c in candidates])
+    score = np.array([[objective.score([[row]], [[row]]) for row in rows[c]] for c in candidates])
+    sizes = [k for k in (1, 2, 3, 6, 12) if k <= items // 2]
+    print("how a few items rank the sets: Spearman's rho with accuracy on the later half of the items (points lost)")
+    print(f"{'':24}" + "".join(f"{f'{k} items':>14}" for k in sizes))
+    for name, of in (
+        ("accuracy", accuracy),
+        ("log-probability", logprob.mean(axis=2)),
+        ("probability", np.exp(logprob).mean(axis=2)),
+        ("the search's score", score),
+    ):
+        found = [replay.rank_agreement(of, accuracy, k, shuffled) for k in sizes]
+        print(f"{name:24}" + "".join(f"{f'{rho:.2f} ({lost:.1f})':>14}" for rho, lost in found))
 
 
 def numbers(text: str, option: str, top: int) -> list[int]:

@@ -54,6 +54,9 @@ def test_racing_where_all_reach_the_final_is_full_evaluation(tmp_path: Path) -> 
         share, same, *_, mean, low, _, high = rows[rule]
         assert (share, same, mean, low, high) == ("1.00", "100%", "+0.0", "[+0.0", "+0.0]")
     assert rows["1, best 1 on 2"][0] == "0.58"
+    ranks = {line[:24].strip(): line[24:].split() for line in table[table.index("rank the sets") :].splitlines()}
+    assert len(ranks["accuracy"]) == len(ranks["the search's score"]) == 4  # rho and points, of 1 and of 2 items
+    assert all(-1 <= float(ranks[name][i]) <= 1 for name in ("probability", "log-probability") for i in (0, 2))
     missing = bench("search.py", "racing", "--from", "missing", cwd=tmp_path, code=1)
     assert "is missing the folder of a search?" in missing.stderr
 
