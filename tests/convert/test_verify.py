@@ -51,7 +51,7 @@ FLIPS: dict[str, tuple[Callable[[GgufFile], int], str]] = {
     "a byte of the second tensor": (lambda f: f.data[0] + f.tensors[0][1] + 9, "the data of tensor 1: byte 9 of 66"),
     "the version": (lambda f: 4, "version: expected 3, got 2"),
     "a scale": (lambda f: value_of(f, gguf_keys.LAYER_SCALE) + 12, "ropebend.*: read back as other scales"),
-    "our version": (lambda f: value_of(f, gguf_keys.VERSION), "ropebend.version: expected 1, got 0"),
+    "our version": (lambda f: value_of(f, gguf_keys.VERSION), "ropebend.version: expected 1 or 2, got 0"),
     "the method": (lambda f: value_of(f, gguf_keys.METHOD) + 8, "ropebend.rope.method: expected one of"),
     "the provenance": (lambda f: f.pairs[gguf_keys.PROVENANCE].end - 3, "ropebend.*: read back as other scales"),
 }

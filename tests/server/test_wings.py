@@ -8,7 +8,7 @@ import pytest
 #: Wing → what it may import of the server besides itself, and what it must not know.
 WINGS = {
     "engine": (("structured",), ("fastapi", "starlette", "uvicorn", "pydantic", "jinja2")),
-    "chat": ((), ("fastapi", "starlette", "uvicorn", "pydantic", "llama_cpp")),
+    "chat": (("structured.parts",), ("fastapi", "starlette", "uvicorn", "pydantic", "llama_cpp")),
     "structured": ((), ("fastapi", "starlette", "uvicorn", "pydantic")),
     "openai": (("engine", "chat", "structured"), ("llama_cpp", "uvicorn")),
 }
