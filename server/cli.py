@@ -214,6 +214,15 @@ def serve(
             envvar="ROPEBEND_QUEUE_SIZE", min=0, help="Requests that may wait beside --parallel; further ones get 503."
         ),
     ] = 64,
+    cache_ram: Annotated[
+        int,
+        typer.Option(
+            envvar="ROPEBEND_CACHE_RAM",
+            min=0,
+            metavar="MIB",
+            help="Memory for checkpoints of texts, of models with a sliding window or recurrent state; 0: none.",
+        ),
+    ] = 2048,
     grace: Annotated[
         float,
         typer.Option(
@@ -257,6 +266,7 @@ def serve(
         scales=scales,
         pooling=pooling,
         queue_size=queue_size,
+        cache_ram=cache_ram,
     )
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
     log.setLevel(log_level.upper())

@@ -22,8 +22,7 @@ from ropebend.errors import RopebendError
 from ropebend.model import Model
 from ropebend.scaling.plan import Plan
 from ropebend.server.engine.events import Cancelled, Completed, Ending, Event, Failed
-from ropebend.server.engine.kv_pool import KVPool
-from ropebend.server.engine.loading import EngineOptions, Facts, load_context, load_model
+from ropebend.server.engine.loading import EngineOptions, Facts, load_context, load_model, make_pool
 from ropebend.server.engine.requests import Generation, QueueFull, Request, Submission, Unavailable
 from ropebend.server.engine.runner import Runner, StepStats
 from ropebend.server.engine.scheduler import Entry, Scheduler
@@ -282,8 +281,7 @@ class Engine:
         self._compiler = None if tokenizer is None else Compiler(tokenizer)
         self._context, facts = load_context(self._model, o)
         n_rows = max(1, min(self._context.n_batch, MAX_ROW_FLOATS // facts.n_vocab))
-        pool = KVPool(self._context, facts.n_cells, facts.n_seqs, sharing=facts.shares_prefixes)
-        self._scheduler = Scheduler(pool, facts.n_slots, self._context.n_batch, n_rows)
+        self._scheduler = Scheduler(make_pool(self._context, facts, o), facts.n_slots, self._context.n_batch, n_rows)
         self._plans = _Plans(facts)
         self._runner = Runner(self._context, self._plans.by_key)
         self._on_loaded(facts)

@@ -23,6 +23,8 @@ from ropebend.scaling.plan import Plan
 from ropebend.scaling.source import ScaleSource
 from ropebend.scaling.stretch import doubts
 from ropebend.server.engine import context_size
+from ropebend.server.engine.kv_pool import Keeps, KVPool
+from ropebend.server.engine.memory import ContextMemory, keeps, restores, window_of
 from ropebend.server.engine.requests import Pooling
 from ropebend.server.engine.sampling import ends_of
 
@@ -40,6 +42,7 @@ class EngineOptions:
     scales        which layer scales are in effect
     pooling       of embeddings; None: what the file says, else "mean"
     queue_size    submissions that may wait beside n_slots running ones
+    cache_ram     MiB that checkpoints may take
     """
 
     model: Path
@@ -50,6 +53,7 @@ class EngineOptions:
     scales: ScaleSource = field(default_factory=ScaleSource)
     pooling: Pooling | None = None
     queue_size: int = 64
+    cache_ram: int = 2048
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class Facts:
     n_embd      length of an embedding
     pooling     how it is made of the tokens' hidden states
     add_bos     whether the tokeniser puts BOS before a text
-    shares_prefixes  False for models whose cache does not keep every position of a text
+    keeps       what of a text another one can begin with
+    window      tokens of the sliding window, 0: none
     """
 
     created: int
@@ -95,7 +100,8 @@ class Facts:
     scaling: LayerScaling | None
     plan_hash: str | None
     add_bos: bool
-    shares_prefixes: bool
+    keeps: Keeps
+    window: int
     longest_piece: int
     drops_blanks: bool
     build: str
@@ -138,9 +144,11 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
     # llama.cpp asserts that a batch has room for one output of each sequence
     n_seqs = min(llama_cpp.llama_max_parallel_sequences(), n_batch)
     n_slots = min(o.n_slots, n_seqs - 1)
-    sharing = shares_prefixes(model)
-    if not sharing:
-        n_seqs = n_slots  # nothing stays cached, and of a recurrent model each has a state, used or not
+    kept, window = keeps(model), window_of(model)
+    if kept is Keeps.NOTHING:
+        n_seqs = n_slots
+    elif kept is Keeps.END:
+        n_seqs = min(n_seqs, 2 * n_slots)  # each has a recurrent state, used or not
     if n_slots < 1:
         raise RopebendError(f"a context of {n_ctx} tokens and a batch of {n_batch} leave no room for a slot")
     context = Context(
@@ -150,6 +158,11 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
         scaling=scaling,
         **{**o.runtime.context, "n_batch": n_batch},
     )
+    if kept is Keeps.NOTHING:
+        log.warning("each prompt is computed anew: the cache of %s keeps too little of a text", info.architecture)
+    elif kept is not Keeps.ALL and not restores(context):
+        log.warning("llama.cpp does not restore states of %s: each prompt is computed anew", info.architecture)
+        kept = Keeps.NOTHING
     plan = context.scaling.plan(n_ctx) if context.scaling is not None else None
     facts = Facts(
         created=int(time.time()),
@@ -173,7 +186,8 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
         scaling=context.scaling,
         plan_hash=plan.hash if plan is not None else None,
         add_bos=model.adds_bos,
-        shares_prefixes=sharing,
+        keeps=kept,
+        window=window,
         longest_piece=longest_piece(model),
         drops_blanks=drops_blanks(model),
         build=f"ropebend {__version__}, llama-cpp-python {llama_cpp.__version__}",
@@ -188,17 +202,16 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
     return context, facts
 
 
-def shares_prefixes(model: Model) -> bool:
-    """Whether the cache keeps every position of a text, so that another one can begin with any part of it.
-
-    A recurrent state does not.  Nor does a sliding window: llama.cpp gives away cells that have left the window of
-    their sequence (``llama_kv_cache::find_slot``), also with ``swa_full``, and does not say which.
-    """
-    m = model.handle
-    recurrent = lib.llama_model_is_recurrent(m) or lib.llama_model_is_hybrid(m)
-    # llama.cpp says 0 of deepseek4, although it has a window
-    windowed = lib.llama_model_n_swa(m) > 0 or model.info.architecture == "deepseek4"
-    return not (recurrent or windowed)
+def make_pool(context: Context, facts: Facts, o: EngineOptions) -> KVPool:
+    """The books of this context's cache."""
+    return KVPool(
+        ContextMemory(context),
+        facts.n_cells,
+        facts.n_seqs,
+        keeps=facts.keeps,
+        window=facts.window,
+        checkpoint_bytes=o.cache_ram * 2**20,
+    )
 
 
 def longest_piece(model: Model) -> int:

@@ -13,7 +13,8 @@ from collections import Counter, deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from ropebend.server.engine.kv_pool import KVPool, Sequence
+from ropebend.server.engine.checkpoints import FEWEST_TOKENS, Checkpoint, places
+from ropebend.server.engine.kv_pool import KVPool, Match, Sequence
 from ropebend.server.engine.outputs import Owner
 
 #: Cells an entry is promised beyond what it has, so that admitting the next one does not push it out at once.
@@ -44,6 +45,7 @@ class Entry:
     arrival: int = -1
     seq: Sequence | None = None
     source: Sequence | None = None
+    checkpoint: Checkpoint | None = None
     n_awaited: int = 0
     n_cached: int = -1
 
@@ -130,7 +132,7 @@ class Scheduler:
             self.pool.keep(entry.seq)
         else:
             self.pool.release(entry.seq)
-        entry.seq = entry.source = None
+        entry.seq = entry.source = entry.checkpoint = None
 
     def _queue_of(self, entry: Entry) -> deque[Entry]:
         return self._waiting.setdefault(id(entry.group), deque())
@@ -146,6 +148,7 @@ class Scheduler:
 
     def next_step(self) -> Step | None:
         """What to decode now; its tokens have cells from here on.  None if there is nothing to do."""
+        self._save()
         self._admit()
         ready = [e for e in self.running if self._is_ready(e)]
         self.pool.spare_the_running()  # after those that wait for one that has ended took its cells
@@ -166,36 +169,59 @@ class Scheduler:
             active = Counter(id(e.group) for e in self.running)
             first = (entries[0] for entries in self._waiting.values())
             entry = min(first, key=lambda e: (active[id(e.group)], e.arrival))
-            source, n = self._match(entry)
+            match = self._match(entry)
             promised = sum(e.promised for e in self.running)
-            needed = min(entry.n_max, len(entry.tokens) + HEADROOM) - n + promised
+            needed = min(entry.n_max, len(entry.tokens) + HEADROOM) - match.n + self.pool.n_more(match) + promised
             if self.pool.n_free < needed:
-                if self.running and self.pool.n_reclaimable(source) < needed:
+                if self.running and self.pool.n_reclaimable(match.seq) < needed:
                     return  # until others have finished
-                self.pool.make_room(needed, source)
+                self.pool.make_room(needed, match.seq)
             self._unqueue(entry)
             self.running.append(entry)
-            entry.seq = self.pool.open(entry.key, entry.tokens, source)
-            entry.source, entry.n_awaited = source, n
+            entry.seq = self.pool.open(entry.key, entry.tokens, match.seq)
+            self._follow(entry, match)
+            self._is_ready(entry)  # take what is there before others make room for themselves
+            if self.pool.saves and not entry.alone:
+                n = len(entry.tokens)
+                # where others began to differ, others may again
+                entry.seq.stops |= {p for p in (*places(n), match.n_common) if max(match.n, FEWEST_TOKENS - 1) < p < n}
 
-    def _match(self, entry: Entry) -> tuple[Sequence | None, int]:
+    def _save(self) -> None:
+        """Keep the states of those that have paused for it."""
+        for entry in self.running:
+            seq = entry.seq
+            assert seq is not None
+            if seq.n_computed in seq.stops:
+                seq.stops.remove(seq.n_computed)
+                self.pool.save(seq)
+
+    def _match(self, entry: Entry) -> Match:
         if entry.all_rows:
-            return None, 0
+            return Match()
         limit = len(entry.tokens) - 1  # the last one gives the logits
         return self.pool.best_source(entry.key, entry.tokens, limit, entry.seq)
+
+    def _follow(self, entry: Entry, match: Match) -> None:
+        entry.source, entry.n_awaited, entry.checkpoint = match.seq, match.n, match.checkpoint
+        if self.pool.loses_places and match.seq is not None and match.n > match.seq.n_computed:
+            match.seq.stops.add(match.n)
 
     def _is_ready(self, entry: Entry) -> bool:
         """Take the shared beginning if it is there; False while it is still being computed."""
         assert entry.seq is not None
         while entry.source is not None:
             source = entry.source
-            if source.n_computed >= entry.n_awaited and source.id >= 0:
+            if entry.checkpoint is not None and source.id >= 0:
+                if not self.pool.restore(source, entry.seq, entry.checkpoint):
+                    entry.n_awaited = 0
+                entry.source = entry.checkpoint = None
+            elif self.pool.holds(source, entry.n_awaited):
                 self.pool.share(source, entry.seq, entry.n_awaited)
                 entry.source = None
-            elif source.growing:
+            elif source.growing and source.n_computed < entry.n_awaited:
                 return False
             else:
-                entry.source, entry.n_awaited = self._match(entry)
+                self._follow(entry, self._match(entry))
         if entry.n_cached < 0:
             entry.n_cached = entry.n_awaited
         entry.n_awaited = 0
@@ -213,7 +239,8 @@ class Scheduler:
         prefilling = sorted((e for e in entries if e.n_left > 1), key=lambda e: (e.n_left, e.arrival))
         budget, rows = self.n_batch - len(out), self.n_rows
         for i, entry in enumerate(prefilling):
-            n = min(entry.n_left, budget // (len(prefilling) - i))
+            assert entry.seq is not None
+            n = min(entry.n_left, budget // (len(prefilling) - i), entry.seq.next_stop())
             if entry.all_rows:
                 n = min(n, rows)
                 rows -= n
@@ -229,7 +256,7 @@ class Scheduler:
             assert youngest.seq is not None
             self.running.remove(youngest)
             self.pool.release(youngest.seq)
-            youngest.seq = youngest.source = None
+            youngest.seq = youngest.source = youngest.checkpoint = None
             self._queue_of(youngest).appendleft(youngest)  # of its group, those that wait came later
             self.n_waiting += 1
             self.n_preempted += 1

@@ -32,6 +32,8 @@ class _Collector:
             "step_seconds": ("Time of all steps: planning, decode, sampling and delivery.", steps.seconds),
             "decode_seconds": ("Of it inside llama_decode.", steps.decode_seconds),
             "sample_seconds": ("Of it choosing tokens.", steps.sample_seconds),
+            "checkpoints_saved": ("States saved of texts, to begin others with.", pool.checkpoints.n_saved),
+            "checkpoints_restored": ("Texts begun with a saved state.", pool.checkpoints.n_restored),
             "preemptions": ("Requests pushed out of the KV cache and computed again.", scheduler.n_preempted),
         }
         for name, (help_, value) in counters.items():
@@ -47,6 +49,8 @@ class _Collector:
             "kv_cells": ("Cells of the KV cache.", pool.n_cells),
             "kv_cells_used": ("Of them in use, cached sequences included.", pool.n_cells - pool.n_free),
             "kv_cached_sequences": ("Sequences that have ended and stay cached.", len(pool.cached)),
+            "checkpoints": ("Saved states.", len(pool.checkpoints)),
+            "checkpoint_bytes": ("Memory that they take.", pool.checkpoints.n_bytes),
         }
         for name, (help_, value) in gauges.items():
             yield GaugeMetricFamily(f"ropebend:{name}", help_, value=value)

@@ -98,7 +98,7 @@ def no_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_vocabulary")
-def test_a_recurrent_model_has_states_for_its_slots_only(
+def test_a_recurrent_model_has_states_for_its_slots_and_as_many_ended_texts(
     load: Callable[..., Answers], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -110,14 +110,14 @@ def test_a_recurrent_model_has_states_for_its_slots_only(
 
     monkeypatch.setattr(Context, "__init__", recorded)
     a = load(write_architecture(tmp_path / "mamba.gguf", "mamba"), n_slots=2)
-    assert asked == [2]
+    assert asked == [4]
     texts, finishes = a.ask([Generation([5, 6, 7], n, GREEDY) for n in range(1, 6)])
     assert texts == ["x" * n for n in range(1, 6)]
-    assert [f.n_cached for f in finishes] == [0] * 5
+    assert {f.n_cached for f in finishes} <= {0, 2}  # 2: those that were computed at once
 
 
 @pytest.mark.usefixtures("no_vocabulary")
-def test_a_sliding_window_leaves_nothing_to_share(load: Callable[..., Answers], tmp_path: Path) -> None:
+def test_a_window_that_was_given_away_is_not_shared(load: Callable[..., Answers], tmp_path: Path) -> None:
     path = write_architecture(tmp_path / "gemma2.gguf", "gemma2")  # a window of 32 tokens
     rng = np.random.default_rng(0)
 
@@ -125,7 +125,7 @@ def test_a_sliding_window_leaves_nothing_to_share(load: Callable[..., Answers], 
         return [int(t) for t in rng.integers(1, 60, n)]
 
     document = tokens(600)
-    a = load(path, n_ctx=1024, flash_attn=False, type_k="f32", type_v="f32")
+    a = load(path, n_ctx=1024, cache_ram=0, flash_attn=False, type_k="f32", type_v="f32")
     # llama.cpp puts later texts where the beginning of the document was
     for prompt in (tokens(250), document, *(tokens(200) for _ in range(6))):
         a.ask([Generation(prompt, 5, GREEDY)])
