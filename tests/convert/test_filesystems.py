@@ -104,7 +104,7 @@ def test_a_disk_that_fills_up_meanwhile(mount: Callable[..., Path], large: Path,
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     expected = f"error: writing {folder / 'out.gguf'}: No space left on device; nothing was changed\n"
-    assert done.stderr == expected
+    assert done.stderr.splitlines(keepends=True)[-1] == expected  # after a warning: nobody judged the scales
     assert names(folder) == ["other"]
     assert used(folder) < SIZE + SIZE - 900_000  # what was written is gone
     assert large.read_bytes() == before
@@ -123,7 +123,7 @@ def test_a_file_size_limit(large: Path, factors: Path):
     )
     out = large.with_name("model.ropebend.gguf")
     assert done.returncode == 1
-    assert done.stderr == f"error: writing {out}: File too large; nothing was changed\n"
+    assert done.stderr.splitlines()[-1] == f"error: writing {out}: File too large; nothing was changed"
     assert names(large.parent) == ["model.gguf"]
 
 
