@@ -16,6 +16,7 @@ COMMANDS = {
     "info": ("ropebend.cli.info", "info", "Say what a GGUF is and what to do with it."),
     "doctor": ("ropebend.cli.doctor", "doctor", "Check on your model that scales reach every rope node."),
     "eval": ("ropebend.cli.eval", "eval_command", "Measure retrieval by depth, or perplexity."),
+    "tune": ("ropebend.cli.tune", "tune", "Do it all: find scales for a length, judge, write them."),
     "search": ("ropebend.cli.search", "search_command", "Find layer scales with a genetic search."),
     "show": ("ropebend.cli.show", "show", "Print the numbers of a GGUF or factors.json."),
     "add-scales": ("ropebend.convert.add_scales", "add_scales", "Write scales into a GGUF, or remove them."),
@@ -31,14 +32,9 @@ SETTINGS: dict[str, dict[str, Any]] = {"exec": {"ignore_unknown_options": True, 
 ROAD = [
     ("ropebend info MODEL.gguf", "what the model is, and whether scales fit it"),
     ("ropebend eval MODEL.gguf", "how it does now, by the depth of the answer"),
-    (
-        "ropebend tune MODEL.gguf --ctx 16k" if "tune" in COMMANDS else "ropebend search MODEL.gguf -o search",
-        "finds scales, and judges them on unseen items",
-    ),
+    ("ropebend tune MODEL.gguf --ctx 16k", "finds scales for that length, judges them, writes them"),
     ("ropebend serve MODEL.ropebend.gguf", "serves the result over the OpenAI API"),
 ]
-if "tune" not in COMMANDS:
-    ROAD.insert(3, ("ropebend add-scales MODEL.gguf search/factors.json", "writes them into a copy of the model"))
 
 
 class LazyCommands(TyperGroup):

@@ -132,7 +132,7 @@ def eval_command(
 
     info = ModelInfo.read(model)
     chosen = scaling_for(info, scales)
-    run = _Run(console, model, info, scales.label, runtime, samples, within, force)
+    run = Run(console, model, info, scales.label, runtime, samples, within, force)
     if many:
         sides = [("unscaled", False)] if chosen is None else [("unscaled", False), ("scaled", True)]
         run.many(cells, sides, chosen, limit, output, missing, suite=suite)
@@ -178,8 +178,11 @@ def _again(name: str, arguments: list[str], *more: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What all measurements of one call share."""
+class Run:
+    """What all measurements of one call share.
+
+    least_easy  share of the easy items below which the task is beyond the model: `TooHard`, before anything long
+    """
 
     console: Console
     model: Path
@@ -189,6 +192,7 @@ class _Run:
     samples: int | None
     within: float | None
     force: bool
+    least_easy: float = 0.0
 
     def path(self, task: Task, scaling: LayerScaling | None, *, named_unscaled: bool) -> Path:
         """Where results go: one model's under other scales or on other sizes do not overwrite each other."""
@@ -222,7 +226,7 @@ class _Run:
         if self.samples is not None and len(rows) >= self.samples:
             rows = rows[: self.samples]
         else:
-            measurement = Measurement(self.console, file, task, rows, limit, self.within)
+            measurement = Measurement(self.console, file, task, rows, limit, self.within, self.least_easy)
             stopped = measurement.run(self.model, self.runtime, self.samples, scaling, report, versions())
             rows, report = measurement.rows, measurement.about
         return Evaluation.of(task, rows), report, stopped

@@ -34,11 +34,11 @@ def info(
         if sheet.scaling is not None:
             for text in doubts(sheet.scaling, sheet.n_ctx_train):
                 print(f"note         {text}")
-        obstacle = sheet.obstacle
+        obstacle, n_ctx_train = sheet.obstacle, sheet.n_ctx_train
     if speed and obstacle is None:
         print(f"speed        {measure_speed(model, threads)}", flush=True)
     print()
-    for what, line in next_steps(model, obstacle, sheet.scaling):
+    for what, line in next_steps(model, obstacle, sheet.scaling, n_ctx_train):
         print(f"{what + ':':<12} {line}")
 
 
@@ -209,17 +209,17 @@ def measure_speed(model: Path, threads: int) -> str:
     return f"{n / (prefilled - begun):,.0f} tokens/s prefill, {DECODED / (done - prefilled):,.0f} tokens/s generating"
 
 
-def next_steps(model: Path, obstacle: str | None, scaling: LayerScaling | None) -> list[tuple[str, str]]:
+def next_steps(
+    model: Path, obstacle: str | None, scaling: LayerScaling | None, n_ctx_train: int | None = None
+) -> list[tuple[str, str]]:
     """What to type next: label and command."""
-    from ropebend.cli import COMMANDS
-
+    ctx = min(2 * n_ctx_train, 16384) if n_ctx_train else 16384
     if obstacle is not None:
         return []
     if scaling is not None:
         return [("serve it", command("ropebend", "serve", model)), ("the scales", command("ropebend", "show", model))]
-    find = "tune" if "tune" in COMMANDS else "search"
     return [
         ("measure it", command("ropebend", "eval", model)),
-        ("find scales", command("ropebend", find, model)),
+        ("find scales", command("ropebend", "tune", model, "--ctx", ctx)),
         ("serve it", command("ropebend", "serve", model)),
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropebend.durations import duration, short_duration
+from ropebend.errors import RopebendError
 from ropebend.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -19,17 +20,22 @@ LEAST = 5  # items before an interval may end the measurement
 PLAN_AFTER = 4.0  # seconds of the first item that say how long the rest takes
 
 
+class TooHard(RopebendError):
+    """The model fails the task's easy items."""
+
+
 class Measurement:
     """Items one after another, each saved at once, with a plan and the remaining time from the first seconds on."""
 
     def __init__(
-        self, console: Console, file: Any, task: Task, rows: list[Row], limit: float | None, within: float | None
-    ):
+        self, console: Console, file: Any, task: Task, rows: list[Row], limit: float | None, within: float | None,
+        least_easy: float = 0.0,
+    ):  # fmt: skip
         from ropebend.evaluate.pace import Pace
 
         self.console, self.file, self.task, self.rows = console, file, task, [*rows]
         self.n_before = len(rows)
-        self.limit, self.within = limit, within
+        self.limit, self.within, self.least_easy = limit, within, least_easy
         self.about: dict[str, Any] = {}
         self.started = time.monotonic()
         self.pace = Pace()
@@ -53,6 +59,8 @@ class Measurement:
             Bar(self.console, time.monotonic) as bar,
         ):
             self.evaluator, self.bar, self.n_items = evaluator, bar, evaluator.n_items
+            if evaluator.easy is not None and evaluator.easy < self.least_easy:
+                raise TooHard(f"{evaluator.easy:.0%} of the easy items right: the task is beyond this model")
             before = float(report.get("seconds", 0.0))
             evaluator.set_scaling(chosen)
             evaluator.on_tokens = self._computed

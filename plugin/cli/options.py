@@ -41,7 +41,7 @@ def _flash_attn(text: Any) -> bool | str:
     return known[text]
 
 
-def _length(text: str) -> int:
+def read_tokens(text: str) -> int:
     try:
         return read_length(text)
     except UsageError as e:
@@ -63,7 +63,7 @@ Keys = Annotated[
 Length = Annotated[
     int | None,
     typer.Option(
-        parser=_length, metavar="TOKENS",
+        parser=read_tokens, metavar="TOKENS",
         help="Tokens of a prompt, as 8192 or 8k: as much context as fits, never more.", show_default="4096; kv: --keys",
     ),
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 from ropebend.durations import short_duration
 from ropebend.errors import UsageError
-from ropebend.search.spec import MIN_TEST, UNIFORM_BUDGET, Budget, SearchSpec
+from ropebend.search.spec import MIN_TEST, UNIFORM_BUDGET, Budget, SearchSpec, TaskSpec
 
 TEST_SHARE, FINALS_SHARE = 0.3, 0.15  # of a budget in time, at most
 MIN_SETS = 20  # that a search worth its name measures
@@ -80,7 +80,14 @@ def _finals(spec: SearchSpec) -> int:
 
 def _test(spec: SearchSpec) -> int:
     n_judged = len(spec.searches()) + 1 + (spec.start is not None)
-    return math.ceil(n_judged * spec.test * (len(spec.tasks) + len(spec.transfer)) / len(spec.tasks))
+    weights = [_weight(t, spec.tasks[0]) for t in (*spec.tasks, *spec.transfer)]
+    return math.ceil(n_judged * spec.test * sum(weights) / sum(weights[: len(spec.tasks)]))
+
+
+def _weight(task: TaskSpec, first: TaskSpec) -> float:
+    """What an item of a task costs beside one of the first task, as far as lengths tell."""
+    mine, its = (t.options.get("length") for t in (task, first))
+    return mine / its if isinstance(mine, int) and isinstance(its, int) else 1.0
 
 
 def _least(spec: SearchSpec) -> int:

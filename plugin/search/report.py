@@ -39,12 +39,18 @@ class Picture(NamedTuple):
     data: bytes
 
 
-def write_report(folder: Path, outcome: Outcome) -> None:
-    """Write report.html and its pictures into the run folder."""
+def write_report(
+    folder: Path, outcome: Outcome, first: Sequence[Picture] = (), commands: Sequence[str] | None = None
+) -> None:
+    """Write report.html and its pictures into the run folder.
+
+    first     pictures to begin with
+    commands  what to type next, None: what suits a search
+    """
     title = title_of(outcome)
     tests = {name: by_task[0] for name, by_task in outcome.tests.items()}
-    commands = next_commands(outcome, folder)
-    pictures = []
+    commands = next_commands(outcome, folder) if commands is None else commands
+    pictures = [*first]
     by_depth = {name: t for name, t in (tests or outcome.seen).items() if isinstance(t, RetrievalEvaluation)}
     if by_depth:
         what = "Accuracy by depth" + ("" if tests else ": the search's own items")
