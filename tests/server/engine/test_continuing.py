@@ -16,6 +16,7 @@ from architecture_models import write_model
 from ropebend.context import Context
 from ropebend.model import Model
 from ropebend.scaling import LayerScaling
+from ropebend.scaling.source import ScaleSource
 from ropebend.server.engine import memory
 from ropebend.server.engine.checkpoints import BEFORE_THE_END
 from ropebend.server.engine.engine import Engine
@@ -186,7 +187,7 @@ def test_scaled_and_unscaled_texts_share_no_state(
         scaling = LayerScaling([1.5 + 0.1 * i for i in range(model.info.n_layer)], architecture)
     factors = tmp_path / "factors.json"
     factors.write_text(json.dumps(list(scaling.layer_scale)))
-    a = load(path, n_ctx=N_CTX, factors=factors, **EXACT)
+    a = load(path, n_ctx=N_CTX, scales=ScaleSource(factors=factors), **EXACT)
     found = []
     for turn in range(3):
         for scaled in (True, False):
