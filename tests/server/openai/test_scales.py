@@ -129,7 +129,7 @@ def test_factors_replace_the_scales_in_the_file(
 
 
 def test_a_plain_stretch_needs_no_file(start: Callable[..., Server], models: dict[str, Path]) -> None:
-    flags = ("--method", "yarn", "--factor", "2", "-c", "512", "--no-flash-attn")
+    flags = ("--method", "yarn", "--factor", "2", "-c", "512", "--flash-attn", "off")
     server = start(models["scaled"], *flags)
     _, first, props = served(server.wait_until_ready(), models["scaled"])
     assert server.stop() == 0
