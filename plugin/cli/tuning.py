@@ -40,7 +40,7 @@ class Tuning:
         self.info = ModelInfo.read(self.asked.model)
         self.short = short_length(self.asked.ctx, self.info.n_ctx_train)
         self.beyond = self.asked.ctx > self.info.n_ctx_train
-        self.measured = self.unit = 0.0  # seconds of an item, of what was measured last and at the full length
+        self.measured = 0.0  # seconds of an item of what was measured last
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -168,7 +168,7 @@ class Tuning:
         except (UsageError, RopebendError) as e:
             return f"cannot be measured: {e}", "no"
         self.say(accuracy_table([(task.name, result)]))
-        self.unit = self.measured
+        self.state.unit = self.measured
         if not isinstance(result, RetrievalEvaluation) or not isinstance(made, RetrievalTask):
             if not enough_windows(made.n_items):
                 return f"{made.n_items} windows in the text are too few; a search takes {TEXT_ITEMS + 10}", "no"
@@ -238,7 +238,7 @@ class Tuning:
                 spent = time.monotonic() - began
                 bar.show(f"{method} ×{factor:g}", done, min(spent * (1 - done) / max(done, 1e-9), seconds))
 
-            n_units = int(seconds / max(self.unit, 1e-3))
+            n_units = int(seconds / max(self.state.unit, 1e-3))
             ranked, n_items = compare(self.asked, self.info, self.state.task, self.run.path, n_units, seconds, show)
         for tried in ranked:
             self.say(f"   {name_of(tried.base):<14} score {tried.score:.3f}")
@@ -254,7 +254,7 @@ class Tuning:
         from ropebend.durations import read_duration, short_duration
         from ropebend.search import folder as run_folder
         from ropebend.search.cost import DoesNotFit
-        from ropebend.tune.plan import END_SECONDS, END_SHARE, search_spec
+        from ropebend.tune.plan import END_SECONDS, END_SHARE, leaner, search_spec
 
         self.say("\n4. Search, and judgement on items it has not seen")
         path = self.run.path
@@ -265,7 +265,8 @@ class Tuning:
         else:
             left = self.run.left - END_SHARE * self.asked.time - END_SECONDS
             self.run.save()
-            spec = run_folder.start(path, search_spec(self.asked, self.state, left, self.info.n_layer))
+            spec = leaner(search_spec(self.asked, self.state, left, self.info.n_layer), max(self.state.unit, 1e-3))
+            spec = run_folder.start(path, spec)
         try:
             outcome = search_with_progress(path, spec)
         except DoesNotFit as e:

@@ -90,9 +90,22 @@ def enough_windows(n_items: int | None) -> bool:
     return n_items is None or n_items >= TEXT_ITEMS + MIN_TEST
 
 
-def search_time(asked: Asked) -> float:
-    """Seconds that are left for the search at least, if finding a task takes all that it may."""
-    return asked.time * (1 - TASK_SHARE - METHOD_SHARE - END_SHARE) - END_SECONDS
+def leaner(spec: SearchSpec, seconds: float) -> SearchSpec:
+    """The spec without its controls where an item takes so long that they do not fit beside the search itself.
+
+    What is written must beat the unscaled model, and beyond the trained length the best method is judged as well.
+    """
+    try:
+        fitted(spec, seconds, 0.0)
+    except DoesNotFit:
+        return spec.model_copy(update={"controls": ()})
+    return spec
+
+
+def search_time(asked: Asked, n_ctx_train: int) -> float:
+    """Seconds that are left for the search at least, if what stands before takes all that it may."""
+    methods = METHOD_SHARE if asked.ctx > n_ctx_train else 0.0
+    return asked.time * (1 - TASK_SHARE - methods - END_SHARE) - END_SECONDS
 
 
 def too_short(asked: Asked, info: ModelInfo, pace: Pace) -> str | None:
@@ -100,9 +113,10 @@ def too_short(asked: Asked, info: ModelInfo, pace: Pace) -> str | None:
     short = task_spec("kv", short_length(asked.ctx, info.n_ctx_train), "")
     base = Base(scale=2.0) if asked.ctx > info.n_ctx_train else None
     state = State(asked=asked, sample=[], task=task_spec("kv", asked.ctx, ""), short=short, base=base)
+    time, unit = search_time(asked, info.n_ctx_train), ANSWERS * pace.predict(asked.ctx)
     try:
-        fitted(search_spec(asked, state, search_time(asked), info.n_layer), ANSWERS * pace.predict(asked.ctx), 0.0)
+        fitted(leaner(search_spec(asked, state, time, info.n_layer), unit), unit, 0.0)
     except DoesNotFit as e:
-        needed = read_duration(e.budget) or 0.0
-        return short_duration((needed + END_SECONDS) / (search_time(asked) + END_SECONDS) * asked.time)
+        share = (time + END_SECONDS) / asked.time
+        return short_duration(((read_duration(e.budget) or 0.0) + END_SECONDS) / share)
     return None

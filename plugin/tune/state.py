@@ -54,6 +54,7 @@ class State(BaseModel):
     spare     a task with nothing right at this length, taken where there is no better one
     task      the one that is searched on; short: the same on short prompts
     n_items   that it has, None: as many as wanted
+    unit      seconds of an item of it
     base      None: not compared yet
     """
 
@@ -69,6 +70,7 @@ class State(BaseModel):
     task: TaskSpec | None = None
     short: TaskSpec | None = None
     n_items: int | None = None
+    unit: float = 0.0
     base: Base | None = None
 
 
