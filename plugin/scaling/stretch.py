@@ -35,12 +35,12 @@ def doubts(scaling: LayerScaling, n_ctx_train: int | None, n_ctx: int | None = N
         return [*out, "nothing stretches the context, expect worse answers there"] if need > 1 else out
     out = []
     judged = judged_at(part)
-    if judged is None:
+    if not part.is_judged:
         out.append(
             "these scales were never judged on unseen items, as far as they tell: compare them with the unscaled model "
             "(`ropebend eval --no-scaling`, and NAME:base in the server)"
         )
-    elif n_ctx is not None and n_ctx > judged:
+    elif n_ctx is not None and judged is not None and n_ctx > judged:
         out.append(f"the scales were judged at {judged} tokens, the context is {n_ctx}")
     if n_ctx is None or n_ctx <= (judged or 0):
         return out
