@@ -83,10 +83,6 @@ class Files:
         return self.texts[path]
 
 
-#: So that a text does not depend on what is in the cache.
-EXACT = ("-c", "8192", "--flash-attn", "off", "--cache-type-k", "f32", "--cache-type-v", "f32")
-
-
 @contextmanager
 def served(model: Path, *options: str) -> Iterator[openai.OpenAI]:
     """A client of a server of this model."""
@@ -233,12 +229,13 @@ def formats(
     bad = n = 0
     for template in sorted(f for path in templates for f in (path.glob("*.jinja") if path.is_dir() else [path])):
         errors = []
-        with served(model, *EXACT, "--chat-template", str(template)) as client:
+        with served(model, "-c", "8192", "--chat-template", str(template)) as client:
             for seed in range(seeds):
                 messages = [{"role": "user", "content": ASKS[-1]}]
-                more: dict[str, Any] = {"tools": TOOLS, "seed": seed, "max_tokens": 400, "reasoning_effort": "none"}
+                more: dict[str, Any] = {"tools": TOOLS, "seed": seed, "max_tokens": 400}
                 more["tool_choice"] = {"type": "function", "function": {"name": "replace_lines"}}
                 more["parallel_tool_calls"] = False
+                more["extra_body"] = {"reasoning_format": "none"}  # a small model may think to the limit
                 reply = ask(client, messages, **more)
                 if [c["function"]["name"] for c in reply.calls] != ["replace_lines"] or reply.content:
                     errors.append(f"no call: {reply.message()}")
@@ -246,9 +243,10 @@ def formats(
                 if reply.reason == "tool_calls" and (error := wrong(reply.calls[0])):
                     errors.append(error)
                 whole = client.chat.completions.create(model="", messages=messages, **more).choices[0].message
-                got = [(c.function.name, c.function.arguments) for c in whole.tool_calls or []]
-                if got != [(c["function"]["name"], c["function"]["arguments"]) for c in reply.calls]:
-                    errors.append(f"whole: {got}, streamed: {reply.calls}")
+                # another text: what a quantised model computes depends on what is in the cache
+                calls = [c.model_dump() for c in whole.tool_calls or []]
+                if len(calls) != 1 or (error := wrong(calls[0])):
+                    errors.append(f"whole: {calls}")
         n += seeds
         bad += len(errors)
         print(f"{template.stem:50} {'ok' if not errors else ''}", *errors, sep="\n  " if errors else "", flush=True)
