@@ -2,14 +2,15 @@
 
 import typer
 
+from ropebend.cli.help import GroupedCommand
 from ropebend.entry import run_app
 from ropebend.server.cli import serve
 
 
 def main() -> None:
     """Run the command."""
-    app = typer.Typer(add_completion=False)
-    app.command()(serve)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command("serve", cls=GroupedCommand)(serve)
     run_app(app, prog_name="python -m ropebend.server")
 
 

@@ -40,6 +40,7 @@ def serve(
         Path | None,
         typer.Argument(
             envvar=["ROPEBEND_MODEL", "LLAMA_ARG_MODEL"],
+            metavar="MODEL",
             help="GGUF file. Layer scales in it are in effect without any flag.",
             show_default=False,
         ),

@@ -79,7 +79,7 @@ def takes_sampling(command: Any) -> Any:
 
 def _defaults(**given: Any) -> Defaults:
     seed, n_predict = given.pop("seed"), given.pop("n_predict")
-    sampling = {k: v for k, v in given.items() if v not in (None, False)}
+    sampling = {k: v for k, v in given.items() if v is not None and v is not False}  # 0 == False, and is given
     if "samplers" in sampling:
         from ropebend.server.engine.sampler_names import read_samplers  # later: llama.cpp takes longer than --help
 

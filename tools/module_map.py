@@ -21,6 +21,7 @@ ROOMS = {
     "plugin/tasks/ruler": "RULER's thirteen tasks",
     "plugin/evaluate": "measuring it, fast and exactly",
     "plugin/search": "finding the numbers",
+    "plugin/tune": "the whole job by one command: task, baseline, search, judgement, file",
     "plugin/cli": "the command line",
     "convert": "`ropebend.convert`: scales into and out of a GGUF",
     "server": "`ropebend.server`: the process",

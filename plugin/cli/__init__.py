@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from ropebend.cli.help import GroupedCommand
 from ropebend.entry import run_app
+from ropebend.errors import UsageError
+from ropebend.shell import command
 
 #: Command → (module, function, what the list of commands says), in the order of the work.
 COMMANDS = {
@@ -21,11 +26,21 @@ COMMANDS = {
     "show": ("ropebend.cli.show", "show", "Print the numbers of a GGUF or factors.json."),
     "add-scales": ("ropebend.convert.add_scales", "add_scales", "Write scales into a GGUF, or remove them."),
     "serve": ("ropebend.server.cli", "serve", "Serve a model over the OpenAI API."),
+    "chat": ("ropebend.server.terminal", "chat", "Chat in the terminal, scaled and unscaled."),
     "exec": ("ropebend.cli.exec", "exec_command", "Run a llama.cpp program with the scales applied."),
     "preload-path": ("ropebend.cli.exec", "preload_path", "Print the library's path for LD_PRELOAD."),
     "demo": ("ropebend.cli.demo", "demo", "Do the whole job on the bundled model."),
 }
 SETTINGS: dict[str, dict[str, Any]] = {"exec": {"ignore_unknown_options": True, "allow_interspersed_args": False}}
+
+
+#: What people call commands that have another name here.
+MEANT = {
+    "run": "chat", "cli": "chat", "server": "serve", "measure": "eval", "evaluate": "eval", "bench": "eval",
+    "perplexity": "eval", "find": "tune", "optimize": "tune", "optimise": "tune", "convert": "add-scales",
+    "add": "add-scales", "write": "add-scales", "remove": "add-scales", "check": "doctor", "inspect": "info",
+    "print": "show", "version": "--version", "help": "--help",
+}  # fmt: skip
 
 
 #: What somebody does who has a model and nothing else.
@@ -35,6 +50,20 @@ ROAD = [
     ("ropebend tune MODEL.gguf --ctx 16k", "finds scales for that length, judges them, writes them"),
     ("ropebend serve MODEL.ropebend.gguf", "serves the result over the OpenAI API"),
 ]
+
+
+def no_such_command(word: str, *rest: str) -> str:
+    """What to say of a command that there is not, with what was probably meant."""
+    path = Path(word)
+    if path.suffix == ".json":
+        return f"{word} is no command; look at scales with: {command('ropebend', 'show', path, *rest)}"
+    if path.suffix == ".gguf" or path.is_file():
+        return f"{word} is no command; begin with: {command('ropebend', 'info', path)}"
+    meant = [MEANT[word]] if word in MEANT else get_close_matches(word.lower().replace("_", "-"), COMMANDS, 2)
+    meant = ["search" if name == "tune" and name not in COMMANDS else name for name in meant]
+    if meant:
+        return f"No such command {word!r}; did you mean: {' or: '.join(command('ropebend', m, *rest) for m in meant)}"
+    return f"No such command {word!r}; ropebend --help lists all, and the road begins with: ropebend info MODEL.gguf"
 
 
 class LazyCommands(TyperGroup):
@@ -48,8 +77,15 @@ class LazyCommands(TyperGroup):
             return None
         module, function, _ = COMMANDS[cmd_name]
         one = typer.Typer(add_completion=False, rich_markup_mode=None)
-        one.command(cmd_name, context_settings=SETTINGS.get(cmd_name))(getattr(import_module(module), function))
+        one.command(cmd_name, cls=GroupedCommand, context_settings=SETTINGS.get(cmd_name))(
+            getattr(import_module(module), function)
+        )
         return get_command(one)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise UsageError(no_such_command(*args))
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):

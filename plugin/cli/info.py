@@ -24,7 +24,7 @@ PREFILL, DECODED = 256, 16  # tokens of the speed measurement
 
 
 def info(
-    model: Annotated[Path, typer.Argument(help="Any GGUF file.", show_default=False)],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any GGUF file.", show_default=False)],
     speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Load the model and measure a few seconds.")] = True,
     threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU threads of that; 0: all.")] = 0,
 ) -> None:

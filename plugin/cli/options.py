@@ -48,7 +48,7 @@ def read_tokens(text: str) -> int:
         raise typer.BadParameter(str(e).removeprefix("length: ")) from None
 
 
-ModelPath = Annotated[Path, typer.Argument(help="GGUF model file.", show_default=False)]
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="GGUF model file.", show_default=False)]
 Task = Annotated[
     str,
     typer.Option(

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 @o.takes_runtime(Runtime())
 def search_command(
     ctx: typer.Context,
-    model: Annotated[Path | None, typer.Argument(help="GGUF model file.", show_default=False)] = None,
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL", help="GGUF model file; none with --resume.", show_default=False)
+    ] = None,
     task: o.Task = "kv",
     keys: o.Keys = None,
     length: o.Length = None,
@@ -73,8 +75,8 @@ def search_command(
         NumbersName,
         typer.Option(
             "--search",
-            help="Which numbers move: the layer scales (the paper's method), what multiplies each layer's attention "
-            "factor, or both.",
+            help="Which numbers of each layer move: both, its scale alone (the paper's method), or its attention "
+            "factor alone.",
         ),
     ] = "both",
     genome: Annotated[
@@ -85,7 +87,8 @@ def search_command(
         ),
     ] = "knots",
     optimiser: Annotated[
-        OptimiserName, typer.Option(help="How it is searched; ga is the paper's genetic algorithm.")
+        OptimiserName,
+        typer.Option(help="How it is searched: cma (CMA-ES), ga (the paper's genetic algorithm), or random."),
     ] = "cma",
     min_scale: Annotated[
         float, typer.Option(min=0.1, max=1.0, help="Smallest scale; below 1 positions are spread, not stretched.")
@@ -93,7 +96,8 @@ def search_command(
     start: Annotated[
         Path | None,
         typer.Option(
-            help="factors.json to begin from, e.g. of a search at half the length; the report judges it, too.",
+            help="factors.json to begin from, with both numbers where it has both, e.g. of a search at half the "
+            "length; the report judges it, too.",
             show_default=False,
         ),
     ] = None,

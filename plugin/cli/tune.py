@@ -18,7 +18,7 @@ TIME = "30m"
 @o.takes_runtime(Runtime())
 def tune(
     ctx: typer.Context,
-    model: Annotated[Path | None, typer.Argument(help="GGUF model file.", show_default=False)] = None,
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="GGUF model file.", show_default=False)] = None,
     n_ctx: Annotated[
         int | None,
         typer.Option(
@@ -57,7 +57,7 @@ def tune(
     beyond the trained length, searches, judges on unseen items and on short prompts, and writes the GGUF with short
     prompts left unscaled where they would lose.  Where nothing helps it says so and writes nothing.
 
-    Ctrl-C loses at most the item in work: --resume FOLDER goes on.  ropebend tune model.gguf --ctx 16k --time 1h
+    Ctrl-C loses at most the item in work: --resume FOLDER goes on.
     """
     from rich.console import Console
 

@@ -38,7 +38,7 @@ def doubts(scaling: LayerScaling, n_ctx_train: int | None, n_ctx: int | None = N
     if not part.is_judged:
         out.append(
             "these scales were never judged on unseen items, as far as they tell: compare them with the unscaled model "
-            "(`ropebend eval --no-scaling`, and NAME:base in the server)"
+            "(`ropebend eval --no-scaling`; NAME:base in the server, /base in a chat)"
         )
     elif n_ctx is not None and judged is not None and n_ctx > judged:
         out.append(f"the scales were judged at {judged} tokens, the context is {n_ctx}")

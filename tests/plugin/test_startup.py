@@ -21,7 +21,7 @@ SLOW = {"llama_cpp", "numpy", "gguf", "fastapi", "uvicorn", "scipy", "matplotlib
         ["--version"],
         ["--help"],
         ["show", "factors.json"],
-        *([name, "--help"] for name in ("show", "add-scales", "eval", "search", "serve", "demo")),
+        *([name, "--help"] for name in ("show", "add-scales", "eval", "search", "serve", "chat", "demo")),
     ],
     ids=" ".join,
 )
