@@ -68,7 +68,7 @@ class Tuning:
         from ropebend.tune import plan
 
         asked, r = self.asked, self.asked.runtime
-        with Model(asked.model, n_gpu_layers=r.n_gpu_layers) as loaded:
+        with Model(asked.model, **r.model) as loaded:
             pace = plan.measure_pace(loaded, asked.ctx, r)
             seconds = pace.predict(asked.ctx)
             self.say(
