@@ -21,7 +21,7 @@ from ropebend.context import Context
 from ropebend.errors import RopebendError
 from ropebend.model import Model
 from ropebend.scaling.plan import Plan
-from ropebend.server.engine.events import Cancelled, Completed, Ending, Event, Failed
+from ropebend.server.engine.events import Cancelled, Completed, Ending, Event, Failed, Slot
 from ropebend.server.engine.loading import EngineOptions, Facts, load_context, load_model, make_pool
 from ropebend.server.engine.requests import Generation, QueueFull, Request, Submission, Unavailable
 from ropebend.server.engine.runner import Runner, StepStats
@@ -45,23 +45,6 @@ class Stats:
     cancelled: int = 0
     failed: int = 0
     cached_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A request that is being computed, at one moment.
-
-    n_computed  tokens with keys and values
-    n_cached    of them taken from another sequence
-    plan        hash of its plan, "" is unscaled
-    """
-
-    arrival: int
-    n_prompt: int
-    n_computed: int
-    n_generated: int
-    n_cached: int
-    plan: str
 
 
 class _Plans:

@@ -1,4 +1,4 @@
-"""What the engine gives back: the events of a submission, in the order in which they happen."""
+"""What the engine gives back: the events of a submission, in the order in which they happen, and what runs now."""
 
 from __future__ import annotations
 
@@ -121,3 +121,20 @@ class Failed:
 
 Ending = Completed | Cancelled | Failed
 Event = Piece | Progress | Embedding | Finished | Ending
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A request that is being computed, at one moment.
+
+    n_computed  tokens with keys and values
+    n_cached    of them taken from another sequence
+    plan        hash of its plan, "" is unscaled
+    """
+
+    arrival: int
+    n_prompt: int
+    n_computed: int
+    n_generated: int
+    n_cached: int
+    plan: str
