@@ -21,11 +21,14 @@ class Adaptation:
     bearable  a uniform step that costs less than this in score is one that the model bears
     sigma     first standard deviation, in such steps
     smallest  step that is tried whatever the model bears
+    little    a model whose score without scales is below this has little to lose: there half a mutation step is taken,
+              as what a few items say of uniform values would make it crawl
     """
 
     bearable: float = 0.03
     sigma: float = 0.7
     smallest: float = 0.02
+    little: float = 0.5
 
 
 class CMAES(Optimiser):
@@ -131,6 +134,8 @@ class CMAES(Optimiser):
 
     def _bearable(self, number: str) -> float:
         """The largest uniform step of this number, either way, that does not cost much."""
+        curve = self.space.curve(number)
+        assert curve is not None
         others = [n for n in self.space.numbers if n != number]
         uniform = [
             (s.candidate.number(number)[0], s.score)
@@ -138,9 +143,9 @@ class CMAES(Optimiser):
             if s.candidate.is_uniform and all(s.candidate.number(n)[0] == 1.0 for n in others)
         ]
         ones = next((score for value, score in uniform if value == 1.0), -math.inf)
+        if ones < self.setting.little:
+            return curve.number.step / 2
         steps = [abs(value - 1.0) for value, score in uniform if score >= ones - self.setting.bearable]
-        curve = self.space.curve(number)
-        assert curve is not None
         return min(max([self.setting.smallest, *steps]), curve.number.step)
 
     def _begin(self) -> None:

@@ -50,7 +50,7 @@ def scale_number(top: float, floor: float = 1.0) -> Number:
 
 
 #: Its square multiplies attention logits: from a quarter to four times.
-ATTN = Number("attn", 0.5, 2.0, -0.5, 0.15, (0.4, 1.6))
+ATTN = Number("attn", 0.5, 2.0, -0.5, 0.3, (0.4, 1.6))
 
 
 class Curve:
