@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what the demo makes.")] = Path("demo"),
     keys: Annotated[int, typer.Option(min=1, help="Key-value pairs per JSON object.")] = 56,
-    budget: Annotated[int, typer.Option(min=20, help="Sets of scales to measure.")] = 150,
+    budget: Annotated[int, typer.Option(min=20, help="Sets of scales to measure.")] = 240,
     seed: o.Seed = 1,
     threads: o.Threads = 0,
     n_gpu_layers: o.GpuLayers = 0,
