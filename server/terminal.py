@@ -110,6 +110,8 @@ class Terminal:
         facts = self._conversation.facts
         scales = "unscaled" if facts.scaling is None else str(facts.scaling)
         self._note(f"context {facts.n_ctx:,} tokens (trained at {facts.n_ctx_train:,}); {scales}; /help lists commands")
+        if not (facts.chat_template or facts.tool_template or self._conversation.chats.has_own):
+            self._note("the file has no chat template, as base models have none: chatml is used, see --chat-template")
         while True:
             try:
                 text = self._read()

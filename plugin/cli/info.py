@@ -217,7 +217,11 @@ def next_steps(
     if obstacle is not None:
         return []
     if scaling is not None:
-        return [("serve it", command("ropebend", "serve", model)), ("the scales", command("ropebend", "show", model))]
+        return [
+            ("try it", command("ropebend", "chat", model)),
+            ("serve it", command("ropebend", "serve", model)),
+            ("the scales", command("ropebend", "show", model)),
+        ]
     return [
         ("measure it", command("ropebend", "eval", model)),
         ("find scales", command("ropebend", "tune", model, "--ctx", ctx)),

@@ -83,6 +83,11 @@ class Chats:
                 self._ready = facts, ChatTemplate(source, facts.bos, facts.eos, tools, facts.control_tokens)
             return self._ready[1]
 
+    @property
+    def has_own(self) -> bool:
+        """Whether a template was given beside the model's."""
+        return self._source is not None
+
     def source(self, facts: ModelFacts) -> str:
         """The jinja in use."""
         return self._source or facts.chat_template or facts.tool_template or builtin.source(builtin.FALLBACK)

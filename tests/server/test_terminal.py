@@ -57,6 +57,8 @@ def test_files_system_prompts_and_mistakes(models: dict[str, Path], tmp_path: Pa
     assert first == direct != base
     for expected in ("nothing.txt: No such file", "no such command: /frobnicate; /help lists them", "/system TEXT"):
         assert expected in said
+    _, said = chat(models["no-template"], "")
+    assert "the file has no chat template" in said
     _, said = chat(models["scaled"], "word " * 400 + "\n", "-c", "256")
     assert re.search(r"error: the chat has [\d,]+ tokens with this, the context holds 256: /clear begins anew", said)
 
