@@ -225,11 +225,24 @@ class Run:
             self.console.print(f"{len(rows)} items are in {out} already; --force measures them anew", highlight=False)
         if self.samples is not None and len(rows) >= self.samples:
             rows = rows[: self.samples]
+            self._prepare(task, len(rows), bool(report.get("chat")))
         else:
             measurement = Measurement(self.console, file, task, rows, limit, self.within, self.least_easy)
             stopped = measurement.run(self.model, self.runtime, self.samples, scaling, report, versions())
             rows, report = measurement.rows, measurement.about
         return Evaluation.of(task, rows), report, stopped
+
+    def _prepare(self, task: Task, n_items: int, chat: bool) -> None:
+        """Make the items known whose results come from a file: what they ask decides what is said of them."""
+        from ropebend.evaluate import Prompts
+        from ropebend.model import Model
+        from ropebend.tasks.task import RetrievalTask
+
+        with Model(self.model, **self.runtime.model) as loaded:
+            task.prepare(Prompts(loaded, chat))
+            if isinstance(task, RetrievalTask):
+                for i in range(n_items):
+                    task.item(i)
 
     def many(
         self, cells: list[Cell], sides: list[tuple[str, bool]], scaling: LayerScaling | None, limit: float | None,

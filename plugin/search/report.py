@@ -51,7 +51,9 @@ def write_report(
     tests = {name: by_task[0] for name, by_task in outcome.tests.items()}
     commands = next_commands(outcome, folder) if commands is None else commands
     pictures = [*first]
-    by_depth = {name: t for name, t in (tests or outcome.seen).items() if isinstance(t, RetrievalEvaluation)}
+    by_depth = {
+        name: t for name, t in (tests or outcome.seen).items() if isinstance(t, RetrievalEvaluation) and t.depths
+    }
     if by_depth:
         what = "Accuracy by depth" + ("" if tests else ": the search's own items")
         pictures.append(Picture(what, "accuracy.png", plot.accuracy(title, by_depth)))

@@ -49,6 +49,15 @@ def run_eval(*args: str, folder: Path) -> tuple[int, str, dict[str, object]]:
 # ---- how long it measures
 
 
+def test_the_same_call_again_says_the_same_from_the_file(tmp_path: Path) -> None:
+    args = ("--length", "300", "--samples", "2", "--depths", "0,1")
+    _, first, _ = run_eval(*args, folder=tmp_path)
+    code, again, _ = run_eval(*args, folder=tmp_path)
+    assert code == 0, again
+    assert "2 items are in" in again
+    assert again.splitlines()[-4:] == first.splitlines()[-4:]
+
+
 def test_it_ends_when_the_accuracy_is_known(tmp_path: Path) -> None:
     code, said, report = run_eval("--keys", "4", "--depths", "0,1", "--within", "20", folder=tmp_path)
     assert code == 0

@@ -221,3 +221,11 @@ def test_the_best_so_far_may_be_a_control(tmp_path: Path) -> None:
     assert outcome.main.name == max(scores, key=lambda name: scores[name])
     assert outcome.layers.layer_scale == outcome.main.best.candidate.scales
     assert f"the best scales so far ({outcome.main.name})" in verdict(outcome)
+
+
+def test_a_task_without_depths_has_a_report(tmp_path: Path) -> None:
+    task = TaskSpec(name="longeval", options={"length": 400, "protocol": "published"})
+    started = run_folder.start(tmp_path, spec(tasks=(task,), budget="2", controls=(), finals=((1, 1),), test=1))
+    run_folder.run_in(tmp_path, started)
+    assert "data:image/png" in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "accuracy.png").exists()
