@@ -298,8 +298,8 @@ class _Run:
             n_to_come = sum(1 for f in self.found.values() if not f.ranked)
             time = (self.end - self.measurer.seconds - self.cost.test * self.unit) / n_to_come
             wanted = self.cost.finals / len(self.found) * self.unit
-            if 0 < time < wanted:
-                stages = tuple((max(2, int(n * time / wanted)), k) for n, k in stages)
+            if time < wanted:
+                stages = tuple((max(2, int(n * max(time, 0.0) / wanted)), k) for n, k in stages)
 
         def score(candidates: Sequence[Candidate], n_items: int) -> list[float]:
             self.measurer.rows([None], range(len(self.measurer.objective.terms)), range(n_items), on_item=self._item)
