@@ -35,6 +35,8 @@ class Header:
         name = self._get("general.architecture")
         if not isinstance(name, str):
             raise FileError(f"{self.path}: general.architecture: expected a string, got {name!r:.80}; not a model?")
+        if "\0" in name:  # llama.cpp would read what stands before it
+            raise FileError(f"{self.path}: general.architecture: expected a string without NUL, got {name!r:.80}")
         return name
 
     def check_is_model(self) -> None:

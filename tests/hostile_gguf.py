@@ -14,6 +14,7 @@ from ropebend.convert.room import plan_edit
 from ropebend.convert.transfer import BLOCK
 from ropebend.convert.verify import verify
 from ropebend.errors import RopebendError
+from ropebend.model_info import Header
 from ropebend.scaling import LayerScaling
 from ropebend.scaling.rope_method import RopeMethod
 
@@ -72,10 +73,19 @@ def written(source: GgufFile, scaling: LayerScaling | None) -> bytes:
     with memory_file(b"") as out, open(out, "r+b") as f:
         rewrite.write(f.fileno(), lambda _: None, check=True)
         with GgufFile(out, f.fileno()) as result:
-            if scaling is None or isinstance(source.value("general.architecture"), str):
+            if scaling is None or has_architecture(source):
                 verify(rewrite, result)
         f.seek(0)
         return f.read()
+
+
+def has_architecture(source: GgufFile) -> bool:
+    """Whether scales can be asked for; `add-scales` refuses the file otherwise, before it writes."""
+    try:
+        Header(source.path, source.value).architecture  # noqa: B018
+    except RopebendError:
+        return False
+    return True
 
 
 def written_from(raw: bytes, scaling: LayerScaling | None) -> bytes:

@@ -69,6 +69,10 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
         {"more": {"general.architecture": (7, GGUFValueType.UINT32)}},
         "general.architecture: expected a string, got 7; not a model?",
     ),
+    "arch with NUL": (
+        {"more": {"general.architecture": ("lla\0ma", GGUFValueType.STRING)}},
+        "general.architecture: expected a string without NUL, got 'lla\\x00ma'",
+    ),
     "block type": (
         {"more": {"llama.block_count": (True, GGUFValueType.BOOL)}},
         "llama.block_count: expected a positive integer, got True",
