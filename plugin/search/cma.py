@@ -64,13 +64,20 @@ class CMAES(Optimiser):
         first = (self.generation - 1) * screen
         return sorted({(first + i) % max(n_items, 1) for i in range(screen)})
 
+    @property
+    def best(self) -> Scored:
+        """The newest centre, in the sweep the best so far.  Raises RopebendError before the first `tell`."""
+        return self._centres[-1] if self._centres else super().best
+
     def top(self, n: int) -> list[Scored]:
         """The centres, newest first, then the best of the sweep, whose scores are of other items."""
         if not self._centres:
             return super().top(n)
         half = self._centres[len(self._centres) // 2]
-        out = list({s.candidate.key: s for s in (self._centres[-1], half, self._middle())}.values())
-        return [*out, *super().top(n)][:n]
+        out: dict[Key, Scored] = {}
+        for scored in (self._centres[-1], half, self._middle()):
+            out.setdefault(scored.candidate.key, scored)
+        return [*out.values(), *super().top(n)][:n]
 
     def second_generation(self) -> list[Genome]:
         """Thirds of the layers, each number in both directions by the largest step that the model bears."""
@@ -93,7 +100,7 @@ class CMAES(Optimiser):
         return [*out, (self.space.genome(both), "uniform"), *self._stretched_start()]
 
     def next_generation(self) -> list[Genome]:
-        """A full population of samples, and the centre."""
+        """A full population of samples."""
         if self._cma is None or self._cma.should_stop():
             self._begin()
         assert self._cma is not None
@@ -136,12 +143,7 @@ class CMAES(Optimiser):
         """The largest uniform step of this number, either way, that does not cost much."""
         curve = self.space.curve(number)
         assert curve is not None
-        others = [n for n in self.space.numbers if n != number]
-        uniform = [
-            (s.candidate.number(number)[0], s.score)
-            for _, s in self._ranked
-            if s.candidate.is_uniform and all(s.candidate.number(n)[0] == 1.0 for n in others)
-        ]
+        uniform = self.uniform(number)
         ones = next((score for value, score in uniform if value == 1.0), -math.inf)
         if ones < self.setting.little:
             return curve.number.step / 2

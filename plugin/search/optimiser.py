@@ -144,13 +144,19 @@ class Optimiser:
         return out if self.start is None else [*out, (space.near(self.start), "start")]
 
     def best_uniform(self, number: str) -> float:
-        """The value of the best candidate so far whose layers are all alike and only this number is not 1."""
+        """The best value so far that is the same in all layers."""
+        return next((value for value, _ in self.uniform(number)), 1.0)
+
+    def uniform(self, number: str) -> list[tuple[float, float]]:
+        """Values and scores of the candidates so far whose layers are all alike and only this number is not 1, best
+        first.
+        """
         others = [n for n in self.space.numbers if n != number]
-        for _, scored in self._ranked:
-            c = scored.candidate
-            if c.is_uniform and all(c.number(n)[0] == 1.0 for n in others):
-                return c.number(number)[0]
-        return 1.0
+        return [
+            (scored.candidate.number(number)[0], scored.score)
+            for _, scored in self._ranked
+            if (c := scored.candidate).is_uniform and all(c.number(n)[0] == 1.0 for n in others)
+        ]
 
     def _stretched_start(self) -> list[Genome]:
         if self.start is None:
