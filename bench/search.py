@@ -127,7 +127,7 @@ def longrope(
     main = outcome.main
     most = sorted(per_set.values(), reverse=True)[:finalists]
     print(
-        f"\n{main.n_evaluated:,} different sets of scales in the search itself; {main.n_repeated:,} genomes more stood "
+        f"\n{main.n_evaluated:,} sets of scales measured in the search itself; {main.n_repeated:,} genomes more stood "
         f"for a known one and were not measured again\n"
         f"each on {min(per_set.values())} JSON objects or more, {len(most)} on {min(most)} or more, the winners on "
         f"{test} unseen ones; {outcome.seconds / 60:.1f} minutes with {workers} worker(s)"

@@ -52,6 +52,7 @@ class Optimiser:
         self.space, self.population = space, population or self.usual_population(space)
         self.uniform_scales, self.start = tuple(uniform_scales), start
         self.generation = 0
+        self.n_evaluated = 0  # candidates whose scores were told
         self.n_repeated = 0  # genomes drawn that stood for a candidate asked for before
         self.rng = np.random.default_rng(seed)
         self.scores: dict[Key, float] = {}
@@ -67,11 +68,6 @@ class Optimiser:
     def ranks(self) -> bool:
         """True while scores are of the same items, so that candidates can be ranked over generations."""
         return True
-
-    @property
-    def n_evaluated(self) -> int:
-        """Different candidates whose scores were told."""
-        return len(self.scores)
 
     @property
     def best(self) -> Scored:
@@ -116,6 +112,7 @@ class Optimiser:
                 self._ranked.append((genes, Scored(candidate, float(score))))
         self._ranked.sort(key=lambda item: -item[1].score)
         news, self._asked = self._asked[: len(scores)], []
+        self.n_evaluated += len(news)
         self.told(news)
 
     def second_generation(self) -> list[Genome]:

@@ -38,7 +38,10 @@ _TOKENS = {"tok": 1, "ktok": 1_000, "Mtok": 1_000_000}
 
 @dataclass(frozen=True)
 class Budget:
-    """An amount of "evaluations" (different sets of scales), "tokens" (prompt tokens computed) or "seconds"."""
+    """An amount of "evaluations", "tokens" (prompt tokens computed) or "seconds".
+
+    An evaluation is a set of scales measured; CMA-ES, whose generations have items of their own, may measure one again.
+    """
 
     amount: float
     unit: str

@@ -23,7 +23,7 @@ def test_a_search_at_longropes_budget_counts_and_goes_on(tmp_path: Path) -> None
     small = ("longrope", "--evaluations", 16, "--screen", 1, "--finalists", 3, "--items", 2, "--test", 2,
              "--population", 6, "--keys", 4, "--workers", 1, "--threads", 1)  # fmt: skip
     first = bench("search.py", *small, cwd=tmp_path).stdout
-    assert "16 different sets of scales in the search itself" in first
+    assert "16 sets of scales measured in the search itself" in first
     assert "each on 1 JSON objects or more, 3 on 2 or more, the winners on 2 unseen ones" in first
     log = (tmp_path / "bench-longrope" / "evaluations.jsonl").read_text().splitlines()
     tokens = [json.loads(line)["tokens"] for line in log]
