@@ -218,12 +218,13 @@ class _Run:
             factor_range=spec.factor_range,
         )  # fmt: skip
         return make_optimiser(
-            plan.optimiser, space, seed=spec.seed, population=spec.population, uniform_scales=grid, start=self._start()
+            plan.optimiser,
+            space,
+            seed=spec.seed,
+            population=spec.population,
+            uniform_scales=grid,
+            start=spec.started_from,
         )
-
-    def _start(self) -> Candidate | None:
-        spec = self.spec
-        return Candidate(spec.start, spec.factor, spec.start_attn) if spec.start is not None else None
 
     def _search(self, name: str, optimiser: Optimiser) -> None:
         """Generations until this search's share of the budget is spent."""
@@ -312,7 +313,7 @@ class _Run:
         """Judge item by item, so that at any moment all are judged on the same ones."""
         spec = self.spec
         judged: dict[str, Candidate | None] = {UNSCALED: None}
-        if (start := self._start()) is not None:
+        if (start := spec.started_from) is not None:
             judged["start"] = start
         judged |= {name: f.best.candidate for name, f in self.found.items()}
         self._begin("test")

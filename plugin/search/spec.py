@@ -25,6 +25,7 @@ from ropebend.errors import UsageError
 from ropebend.runtime import Runtime
 from ropebend.scaling.rope_method import RopeMethod
 from ropebend.search.objective import Objective, Term
+from ropebend.search.space import Candidate
 from ropebend.tasks import Task, make_task, option_types, read_option, split_name
 
 UNIFORM_BUDGET = 48  # evaluations; one or two genes need no more
@@ -172,6 +173,11 @@ class SearchSpec(_Strict):
     def rope(self) -> RopeMethod:
         """The extension method underneath."""
         return RopeMethod(self.method, self.factor)
+
+    @property
+    def started_from(self) -> Candidate | None:
+        """What `start` says, as a candidate."""
+        return Candidate(self.start, self.factor, self.start_attn) if self.start is not None else None
 
     @property
     def n_shares(self) -> int:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from ropebend.evaluate import Comparison, Evaluation, RetrievalEvaluation
 from ropebend.scaling import LayerScaling, ShorterPlan
 from ropebend.search.outcome import UNSCALED, Outcome
-from ropebend.search.space import Candidate
 from ropebend.search.spec import MIN_TEST
 
 
@@ -57,11 +56,8 @@ def winner(outcome: Outcome, ctx: int, short_length: int) -> Winner | None:
 def _scaling(outcome: Outcome, name: str) -> LayerScaling:
     if name == outcome.main.name:
         return outcome.layers
-    if name == "start":
-        spec = outcome.spec
-        candidate = Candidate(spec.start or (), spec.factor, spec.start_attn)
-    else:
-        candidate = outcome.found[name].best.candidate
+    candidate = outcome.spec.started_from if name == "start" else outcome.found[name].best.candidate
+    assert candidate is not None
     return replace(
         outcome.layers,
         layer_scale=candidate.scales,
