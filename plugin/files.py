@@ -1,4 +1,4 @@
-"""Writing results so that a reader never sees half a file."""
+"""Reading text files, and writing results so that a reader never sees half a file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ropebend.errors import FileError
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file.  Raises FileError naming the file."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as e:
+        raise FileError(f"{path}: {e.strerror}") from None
+    except UnicodeDecodeError:
+        raise FileError(f"{path}: not UTF-8 text") from None
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -13,6 +13,7 @@ import typer
 
 from ropebend.cli.options import takes_runtime, takes_scales
 from ropebend.errors import RopebendError, UsageError
+from ropebend.files import read_text
 from ropebend.runtime import Runtime
 from ropebend.scaling.source import ScaleSource
 from ropebend.server.openai.defaults import Defaults
@@ -328,12 +329,7 @@ def _refuse_blank(**given: object) -> None:
 
 
 def _keys_of(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as e:
-        raise RopebendError(f"{path}: {e.strerror}") from None
-    except UnicodeDecodeError:
-        raise RopebendError(f"{path}: not UTF-8 text") from None
+    lines = [line.strip() for line in read_text(path).splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise RopebendError(f"{path}: expected an API key on each line, got none")

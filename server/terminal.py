@@ -14,6 +14,7 @@ import typer
 
 from ropebend.cli.options import ModelPath, takes_runtime, takes_scales
 from ropebend.errors import RopebendError
+from ropebend.files import read_text
 from ropebend.runtime import Runtime
 from ropebend.scaling.source import ScaleSource
 from ropebend.server.cli import RUNTIME
@@ -170,12 +171,7 @@ class Terminal:
             raise RopebendError(f"no such command: {word}; /help lists them")
 
     def _text_of(self, path: Path) -> str:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as e:
-            raise RopebendError(f"{path}: {e.strerror}") from None
-        except UnicodeDecodeError:
-            raise RopebendError(f"{path}: not UTF-8 text") from None
+        text = read_text(path)
         self._note(f"{path}: {self._conversation.count(text):,} tokens go before the next question")
         return f"{text}\n\n"
 

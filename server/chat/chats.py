@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from ropebend.chat_template import Renderer
 from ropebend.errors import RopebendError, UsageError
+from ropebend.files import read_text
 from ropebend.server.chat import builtin
 from ropebend.server.chat.formats import format_of
 from ropebend.server.chat.parser import ReasoningFormat
@@ -127,13 +128,8 @@ def read_template(given: str) -> tuple[str, str]:
 
 
 def read_template_file(path: Path) -> tuple[str, str]:
-    """Jinja and its name, of a file.  RopebendError if it cannot be read, UsageError if it is not valid."""
-    try:
-        source = path.read_text(encoding="utf-8")
-    except OSError as e:
-        raise RopebendError(f"{path}: {e.strerror}") from None
-    except UnicodeDecodeError:
-        raise RopebendError(f"{path}: not UTF-8 text") from None
+    """Jinja and its name, of a file.  FileError if it cannot be read, UsageError if it is not valid."""
+    source = read_text(path)
     _check(source, str(path))
     return source, str(path)
 
