@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -10,6 +10,18 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from ropebend.server.engine import Engine
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+def _families(
+    kind: type[CounterMetricFamily | GaugeMetricFamily], prefix: str, metrics: Mapping[str, tuple[str, float]]
+) -> Iterator[Metric]:
+    """Metrics from (help, value) by name."""
+    for name, (text, value) in metrics.items():
+        yield kind(f"{prefix}:{name}", text, value=value)
+
+
+def _ratio(amount: float, by: float) -> float:
+    return amount / by if by else 0.0
 
 
 class _Collector:
@@ -36,8 +48,7 @@ class _Collector:
             "checkpoints_restored": ("Texts begun with a saved state.", pool.checkpoints.n_restored),
             "preemptions": ("Requests pushed out of the KV cache and computed again.", scheduler.n_preempted),
         }
-        for name, (help_, value) in counters.items():
-            yield CounterMetricFamily(f"ropebend:{name}", help_, value=value)
+        yield from _families(CounterMetricFamily, "ropebend", counters)
         requests = CounterMetricFamily("ropebend:requests", "Requests by their end.", labels=["end"])
         for end, value in (("done", jobs.done), ("cancelled", jobs.cancelled), ("failed", jobs.failed)):
             requests.add_metric([end], value)
@@ -52,8 +63,7 @@ class _Collector:
             "checkpoints": ("Saved states.", len(pool.checkpoints)),
             "checkpoint_bytes": ("Memory that they take.", pool.checkpoints.n_bytes),
         }
-        for name, (help_, value) in gauges.items():
-            yield GaugeMetricFamily(f"ropebend:{name}", help_, value=value)
+        yield from _families(GaugeMetricFamily, "ropebend", gauges)
 
 
 class _LlamaServers:
@@ -75,17 +85,18 @@ class _LlamaServers:
         }
         for name in ("draft_tokens", "accepted_tokens", "drafts"):
             counters[f"spec_decode_num_{name}"] = ("Of speculative decoding, which there is none of.", 0)
-        for name, (help_, value) in counters.items():
-            yield CounterMetricFamily(f"llamacpp:{name}", help_, value=value)
+        yield from _families(CounterMetricFamily, "llamacpp", counters)
         gauges = {
-            "prompt_tokens_seconds": ("Prompt tokens a second.", steps.prompt_tokens, steps.prompt_seconds),
-            "predicted_tokens_seconds": ("Tokens generated a second.", steps.generated_tokens, steps.generated_seconds),
-            "requests_processing": ("Sequences being computed.", len(scheduler.running), 1),
-            "requests_deferred": ("Sequences waiting for a slot.", scheduler.n_waiting, 1),
-            "n_busy_slots_per_decode": ("Sequences in a decode, on average.", steps.busy_slots, steps.steps),
+            "prompt_tokens_seconds": ("Prompt tokens a second.", _ratio(steps.prompt_tokens, steps.prompt_seconds)),
+            "predicted_tokens_seconds": (
+                "Tokens generated a second.",
+                _ratio(steps.generated_tokens, steps.generated_seconds),
+            ),
+            "requests_processing": ("Sequences being computed.", len(scheduler.running)),
+            "requests_deferred": ("Sequences waiting for a slot.", scheduler.n_waiting),
+            "n_busy_slots_per_decode": ("Sequences in a decode, on average.", _ratio(steps.busy_slots, steps.steps)),
         }
-        for name, (help_, amount, by) in gauges.items():
-            yield GaugeMetricFamily(f"llamacpp:{name}", help_, value=amount / by if by else 0.0)
+        yield from _families(GaugeMetricFamily, "llamacpp", gauges)
 
 
 def text(engine: Engine) -> bytes:
