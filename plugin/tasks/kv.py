@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ropebend.choices import PROTOCOLS
-from ropebend.errors import UsageError
 from ropebend.tasks.json_lines import read_json_lines
 from ropebend.tasks.length import FilledTask
 from ropebend.tasks.task import DEPTHS, Item, Question
@@ -106,8 +104,7 @@ class KVRetrieval(FilledTask):
         data: str | Path | None = None,
     ):
         super().__init__()
-        if protocol not in PROTOCOLS:
-            raise UsageError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+        self.check_protocol(protocol)
         self.check_size("--keys", keys, length, data)
         self.depths = tuple(depths)
         self.protocol, self.seed, self.data = protocol, seed, data

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ropebend.choices import PROTOCOLS
 from ropebend.errors import RopebendError, UsageError
 from ropebend.tasks.task import Item, Question, RetrievalTask, Tokenize
 
@@ -22,7 +23,7 @@ class FilledTask(RetrievalTask):
     min_units: int = 1
 
     @staticmethod
-    def check_size(units: str, n_units: int | None, length: int | None, data: object) -> None:
+    def check_size(units: str, n_units: int | None, length: int | None, data: object = None) -> None:
         """Raise UsageError for a number of `units` ("--keys") that cannot be, or stands beside the length or a file."""
         if n_units is not None and length is not None:
             raise UsageError(f"{units} and --length contradict each other: give one of them")
@@ -31,6 +32,12 @@ class FilledTask(RetrievalTask):
         for option, given in ((units, n_units), ("--length", length)):
             if data is not None and given is not None:
                 raise UsageError(f"{option} has no effect on --data: each line of the file has a size of its own")
+
+    @staticmethod
+    def check_protocol(protocol: str) -> None:
+        """Raise UsageError for a protocol that there is not."""
+        if protocol not in PROTOCOLS:
+            raise UsageError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
 
     def __init__(self) -> None:
         self._tokenize: Tokenize | None = None

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ropebend.choices import PROTOCOLS
-from ropebend.errors import UsageError
 from ropebend.tasks.json_lines import read_json_lines
 from ropebend.tasks.length import FilledTask
 from ropebend.tasks.task import DEPTHS, NO_DEPTH, Item, Question
@@ -79,8 +77,7 @@ class LongEvalLines(FilledTask):
         data: str | Path | None = None,
     ):
         super().__init__()
-        if protocol not in PROTOCOLS:
-            raise UsageError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+        self.check_protocol(protocol)
         self.check_size("lines", lines, length, data)
         self.protocol, self.seed, self.data = protocol if data is None else "published", seed, data
         self.depths = tuple(depths) if self.protocol == "shared" else ()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ropebend.errors import RopebendError, UsageError
+from ropebend.errors import RopebendError
 from ropebend.tasks.json_lines import read_json_lines
 from ropebend.tasks.length import FilledTask
 from ropebend.tasks.task import DEPTHS, Item, Question
@@ -90,10 +90,7 @@ class MultiDocumentQA(FilledTask):
         seed: int | str = 1,
     ):
         super().__init__()
-        if documents is not None and length is not None:
-            raise UsageError("--documents and --length contradict each other: either documents or tokens")
-        if documents is not None and documents < 1:
-            raise UsageError(f"mdqa: expected at least 1 document, got {documents}")
+        self.check_size("--documents", documents, length)
         self.data, self.depths, self.seed = data, tuple(depths), seed
         self.length, self.n_units = length, (documents or 20) if length is None else None
         self._records = read_published(data)

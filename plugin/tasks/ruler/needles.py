@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ropebend.choices import PROTOCOLS
 from ropebend.errors import RopebendError, UsageError
 from ropebend.tasks.kv import UUID, uuid4
 from ropebend.tasks.length import FilledTask
@@ -196,8 +195,7 @@ class Needles(NeedlesAnywhere):
         text: str | Path | None = None,
     ):
         super().__init__(name, length=length, seed=seed, text=text)
-        if protocol not in PROTOCOLS:
-            raise UsageError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+        self.check_protocol(protocol)
         self.protocol = protocol
         if protocol == "shared":
             self.depths, self.all_answers = tuple(depths), False

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 import string
 from itertools import pairwise
-from typing import Any
 
-from ropebend.tasks.length import FilledTask, fill
+from ropebend.tasks.length import fill
+from ropebend.tasks.ruler.generated import GeneratedTask
 from ropebend.tasks.ruler.needles import NOISE
 from ropebend.tasks.task import NO_DEPTH, Item, Question, Tokenize
 
@@ -41,20 +41,16 @@ def chain(rng: random.Random, n_noise: int, letters: int) -> tuple[str, str, lis
     return "\n".join(text), value, variables
 
 
-class VariableTracking(FilledTask):
+class VariableTracking(GeneratedTask):
     """One chain of four hops; the score is the share of the five variables found."""
 
     name = "ruler:vt"
-    exact = False
-    all_answers = True
     reserved = ANSWER_TOKENS
     max_answer_tokens = ANSWER_TOKENS
-    depths = ()
     min_units = HOPS + 1
 
     def __init__(self, *, length: int = 4096, seed: int | str = 1):
-        super().__init__()
-        self.length, self.seed = length, seed
+        super().__init__(length=length, seed=seed)
         self._example_noise = self.min_units
 
     def prepare(self, tokenize: Tokenize) -> None:
@@ -83,13 +79,3 @@ class VariableTracking(FilledTask):
     def easy_item(self, i: int) -> Item:
         """The chain with as little noise as there can be."""
         return self._make(random.Random(f"vt-easy-{i}"), self.min_units, self.min_units)
-
-    def config(self) -> dict[str, Any]:
-        """Length, seed."""
-        return {
-            "name": self.name,
-            **self.chat_config,
-            "length": self.length,
-            "protocol": "published",
-            "seed": self.seed,
-        }

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import random
 import string
-from typing import Any
 
 import numpy as np
 
-from ropebend.tasks.length import FilledTask
+from ropebend.tasks.ruler.generated import GeneratedTask
 from ropebend.tasks.task import NO_DEPTH, Item, Question
 from ropebend.tasks.words import adjective_noun, all_words
 
@@ -58,27 +57,7 @@ def word_list(rng: random.Random, n: int, often: int, seldom: int) -> tuple[str,
     return numbered(shuffled), common
 
 
-class _Words(FilledTask):
-    exact = False
-    all_answers = True
-    depths = ()
-
-    def __init__(self, *, length: int = 4096, seed: int | str = 1):
-        super().__init__()
-        self.length, self.seed = length, seed
-
-    def config(self) -> dict[str, Any]:
-        """Length, seed."""
-        return {
-            "name": self.name,
-            **self.chat_config,
-            "length": self.length,
-            "protocol": "published",
-            "seed": self.seed,
-        }
-
-
-class CommonWords(_Words):
+class CommonWords(GeneratedTask):
     """The ten words of a list that stand there most often, after one solved example; score: the share found."""
 
     name = "ruler:cwe"
@@ -104,7 +83,7 @@ class CommonWords(_Words):
         return self._make(random.Random(f"cwe-easy-{i}"), N_COMMON + 2, 0)
 
 
-class FrequentWords(_Words):
+class FrequentWords(GeneratedTask):
     """The three most frequent words of a coded text, whose frequencies fall with the square of their rank; score: the
     share found.
     """
