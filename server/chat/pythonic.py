@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ropebend.server.chat.arguments import GEMMA_QUOTE, json_of_gemma, json_of_python
@@ -49,29 +50,14 @@ class Pythonic:
         return True
 
     def _call(self, scene: Scene) -> Reading[bool]:
-        r, out = scene.reader, scene.out
+        r = scene.reader
         name = yield from r.word()
         if name not in scene.functions:  # Llama's own tools are written with a method
             name = name.removesuffix(".call")
         if name not in scene.functions or not (yield from r.take("(")):
             return False
-        out.begin(name)
-        n = 0
-        while True:
-            yield from r.space()
-            if (yield from r.take(")")):
-                break
-            key, stop = yield from r.until(Stops(("=",)), NAME)
-            if not stop:
-                return True
-            out.arguments(f"{', ' if n else '{'}{json.dumps(key.strip())}: ")
-            n += 1
-            source = yield from _literal(r)
-            if source is None:
-                return True
-            out.arguments(json_of_python(source))
-            yield from r.take(",")
-        out.arguments("}" if n else "{}")
+        scene.out.begin(name)
+        yield from _arguments(scene, "=", ")", json_of_python)
         return True
 
 
@@ -81,33 +67,43 @@ class Gemma:
 
     def read(self, scene: Scene) -> Reading[bool]:
         """See `Way`."""
-        r, out = scene.reader, scene.out
+        r = scene.reader
         yield from r.space()
         if not (yield from r.take("call:")):
             return False
         name = yield from r.word()
         if name not in scene.functions or not (yield from r.take("{")):
             return False
-        out.begin(name)
-        n = 0
-        while True:
-            yield from r.space()
-            if (yield from r.take("}")):
-                break
-            key, stop = yield from r.until(Stops((":",)), NAME)
-            if not stop:
-                return True
-            key = key.replace(GEMMA_QUOTE, "").strip()
-            out.arguments(f"{', ' if n else '{'}{json.dumps(key, ensure_ascii=False)}: ")
-            n += 1
-            source = yield from _literal(r, GEMMA_QUOTE)
-            if source is None:
-                return True
-            out.arguments(json_of_gemma(source))
-            yield from r.take(",")
-        out.arguments("}" if n else "{}")
-        yield from r.close(("<tool_call|>",))
+        scene.out.begin(name)
+        if (yield from _arguments(scene, ":", "}", json_of_gemma, GEMMA_QUOTE)):
+            yield from r.close(("<tool_call|>",))
         return True
+
+
+def _arguments(scene: Scene, between: str, end: str, as_json: Callable[[str], str], mark: str = "") -> Reading[bool]:
+    """Arguments, with `between` after their names, and the end of them; False if they are cut off.
+
+    mark: what stands around texts instead of quotes
+    """
+    r, out, n = scene.reader, scene.out, 0
+    while True:
+        yield from r.space()
+        if (yield from r.take(end)):
+            break
+        key, stop = yield from r.until(Stops((between,)), NAME)
+        if not stop:
+            return False
+        if mark:
+            key = key.replace(mark, "")
+        out.arguments(f"{', ' if n else '{'}{json.dumps(key.strip(), ensure_ascii=False)}: ")
+        n += 1
+        source = yield from _literal(r, mark)
+        if source is None:
+            return False
+        out.arguments(as_json(source))
+        yield from r.take(",")
+    out.arguments("}" if n else "{}")
+    return True
 
 
 def _literal(r: Reader, mark: str = "") -> Reading[str | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -121,6 +121,11 @@ class Reader:
             if (yield from self.take(literal)):
                 return literal
         return ""
+
+    def skip(self, literals: Sequence[str]) -> Reading[None]:
+        """Skip white space and these, as often as they come."""
+        while (yield from self.space()) or (yield from self.take_any(literals)):
+            pass
 
     def close(self, literals: Iterable[str]) -> Reading[bool]:
         """Skip white space and one of these, also one that the end of the text cuts off; nothing if none comes."""

@@ -43,8 +43,7 @@ class Tagged:
 
     def _call(self, scene: Scene) -> Reading[bool]:
         r, out = scene.reader, scene.out
-        while (yield from r.space()) or (yield from r.take_any(self.before)):
-            pass
+        yield from r.skip(self.before)
         written, stop = yield from r.until(Stops(self.name_end), NAME)
         name = written.strip()
         if not stop or name not in scene.functions:

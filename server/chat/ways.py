@@ -233,8 +233,7 @@ class Named:
 
     def _call(self, scene: Scene) -> Reading[bool]:
         r, out = scene.reader, scene.out
-        while (yield from r.space()) or (yield from r.take_any(self.before)):
-            pass
+        yield from r.skip(self.before)
         stops = Stops((*self.after, *([self.id_mark] if self.id_mark else [])))
         written, stop = yield from r.until(stops, NAME)
         name, call_id = self.name(written.strip())
