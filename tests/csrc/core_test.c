@@ -234,13 +234,8 @@ static void test_owner(struct ggml_context * ctx, void * lib) {
                                       .layer_scale       = scales,
                                       .layer_attn_factor = ones,
                                       .factor            = 1.0f };
-    struct ropebend_file other    = { .path              = "b",
-                                      .n_layer           = 2,
-                                      .n_plan            = 1,
-                                      .up_to             = up_to,
-                                      .layer_scale       = scales,
-                                      .layer_attn_factor = ones,
-                                      .factor            = 1.0f };
+    struct ropebend_file other    = file;
+    other.path                    = "b";
     int buffers[5]; // addresses, no more: scaled, scaled too, unscaled, caches, a second model's caches
     struct ropebend_owner_state       s = { .api = &graph_api, .layout = &layout, .graph_layout = &graph_layout };
     const struct ropebend_file_plan * plan;

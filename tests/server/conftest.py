@@ -40,6 +40,25 @@ PIECES = [
     "€".encode(),
 ]
 TOKEN = {piece: i for i, piece in enumerate(PIECES)}
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"unit": {"enum": ["C", "F"]}, "rain": {"type": "boolean"}},
+            "required": ["unit", "rain"],
+            "additionalProperties": False,
+        },
+    },
+}
+THINKS = (
+    "{% for m in messages %}{{ m.role }}:"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{{ m.content }}\n{% endfor %}{% if tools %}<tool_call>{% endif %}{% if add_generation_prompt %}assistant:"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}"
+    "{% elif reasoning_effort %}{{ reasoning_effort }}<think>\n{% else %}{{ '<think>\n' }}{% endif %}{% endif %}"
+)
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
     "{% if m['role'] == 'system' %}{{ raise_exception('no system messages here') }}{% endif %}"
@@ -281,6 +300,19 @@ def server(start: Callable[..., Server], models: dict[str, Path]) -> Server:
 def client(server: Server) -> Iterator[openai.OpenAI]:
     with server.client() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def thinker(
+    start: Callable[..., Server], models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[openai.OpenAI]:
+    """A client of the plain model with a chat template that thinks."""
+    file = tmp_path_factory.mktemp("template") / "thinks.jinja"
+    file.write_text(THINKS)
+    server = start(models["plain"], *EXACT, "-c", "2048", "--chat-template", str(file)).wait_until_ready()
+    with server.client() as client:
+        yield client
+    assert server.stop() == 0
 
 
 @pytest.fixture(scope="session")

@@ -13,19 +13,9 @@ from ropebend.errors import RopebendError
 from ropebend.server.chat.templates import ChatTemplate
 from ropebend.server.openai.chat import ChatRequest
 
+from ..conftest import WEATHER
+
 HELLO = [{"role": "user", "content": "Hello"}]
-WEATHER: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "parameters": {
-            "type": "object",
-            "properties": {"unit": {"enum": ["C", "F"]}, "rain": {"type": "boolean"}},
-            "required": ["unit", "rain"],
-            "additionalProperties": False,
-        },
-    },
-}
 
 
 def test_special_tokens_and_generation_prompt() -> None:

@@ -40,19 +40,27 @@ class Answers:
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Iterator[Callable[..., Answers]]:
+def started() -> Iterator[Callable[..., Engine]]:
+    """Start engines, of which nothing may be left in the end."""
     engines: list[Engine] = []
 
-    def make(path: Path, **options: Any) -> Answers:
+    def make(path: Path, **options: Any) -> Engine:
         engine = Engine(engine_options(path, **options))
         engines.append(engine)
         engine.start()
         wait_for(lambda: engine.facts or engine.failure)
         assert engine.failure is None
-        return Answers(engine)
+        return engine
 
     yield make
     for engine in engines:
-        engine.scheduler.pool.clear_cached()
-        assert engine.scheduler.pool.n_free == engine.scheduler.pool.n_cells
+        pool = engine.scheduler.pool
+        pool.clear_cached()
+        assert pool.n_free == pool.n_cells
+        assert pool.checkpoints.n_bytes == 0
         assert engine.stop(60)
+
+
+@pytest.fixture
+def load(started: Callable[..., Engine]) -> Callable[..., Answers]:
+    return lambda path, **options: Answers(started(path, **options))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from ropebend.server.engine.kv_pool import Keeps
 from ropebend.server.engine.requests import Generation
 from ropebend.server.engine.sampling import Sampling
 
-from ..conftest import engine_options, wait_for
 from ..exactness import EPSILON, Reference, margin
 
 GREEDY = Sampling(temperature=0, logit_bias={0: -100})  # token 0 ends a text
@@ -74,24 +73,8 @@ class Asker:
 
 
 @pytest.fixture
-def load() -> Iterator[Callable[..., Asker]]:
-    engines: list[Engine] = []
-
-    def make(path: Path, **options: Any) -> Asker:
-        engine = Engine(engine_options(path, **options))
-        engines.append(engine)
-        engine.start()
-        wait_for(lambda: engine.facts or engine.failure)
-        assert engine.failure is None
-        return Asker(engine)
-
-    yield make
-    for engine in engines:
-        pool = engine.scheduler.pool
-        pool.clear_cached()
-        assert pool.n_free == pool.n_cells
-        assert pool.checkpoints.n_bytes == 0
-        assert engine.stop(60)
+def load(started: Callable[..., Engine]) -> Callable[..., Asker]:
+    return lambda path, **options: Asker(started(path, **options))
 
 
 def written(path: Path, prompt: list[int], n: int, scaling: LayerScaling | None = None) -> list[Any]:

@@ -3,55 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from openai.types.responses import Response, ResponseFunctionToolCall
 
-from ..conftest import EXACT, Server
-from .test_thinking import TEMPLATE
+from ..conftest import WEATHER
 
-WEATHER: dict[str, Any] = {
-    "type": "function",
-    "name": "weather",
-    "description": "The weather",
-    "parameters": {
-        "type": "object",
-        "properties": {"unit": {"enum": ["C", "F"]}, "rain": {"type": "boolean"}},
-        "required": ["unit", "rain"],
-        "additionalProperties": False,
-    },
-    "strict": True,
-}
+TOOL = {"type": "function", **WEATHER["function"], "description": "The weather", "strict": True}
 YES = {"type": "object", "properties": {"answer": {"const": "yes"}}, "required": ["answer"]}
 SAYS_YES: Any = {"format": {"type": "json_schema", "name": "yes", "schema": YES, "strict": True}}
 
 
-@pytest.fixture(scope="module")
-def client(
-    start: Callable[..., Server], models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[openai.OpenAI]:
-    file = tmp_path_factory.mktemp("template") / "thinks.jinja"
-    file.write_text(TEMPLATE)
-    server = start(models["plain"], *EXACT, "-c", "2048", "--chat-template", str(file)).wait_until_ready()
-    with server.client() as client:
-        yield client
-    assert server.stop() == 0
-
-
 @pytest.fixture(params=[False, True], ids=["whole", "streamed"])
-def ask(request: pytest.FixtureRequest, client: openai.OpenAI) -> Any:
+def ask(request: pytest.FixtureRequest, thinker: openai.OpenAI) -> Any:
     """Ask for a response; the events of a stream are held against the response at its end."""
 
     def run(input: Any, **more: Any) -> Response:
         given: dict[str, Any] = {"max_output_tokens": 200, "reasoning": {"effort": "none"}, **more}
         given["extra_body"] = {"seed": 1, **given.get("extra_body", {})}
         if not request.param:
-            return client.responses.create(model="tiny", input=input, **given)
-        with client.responses.stream(model="tiny", input=input, **given) as stream:
+            return thinker.responses.create(model="tiny", input=input, **given)
+        with thinker.responses.stream(model="tiny", input=input, **given) as stream:
             events = list(stream)
         assert [e.sequence_number for e in events if e.type in ("response.created", "response.in_progress")] == [0, 1]
         last = events[-1]
@@ -95,21 +69,21 @@ def test_a_schema(ask: Any) -> None:
 
 def test_a_call_and_its_result(ask: Any) -> None:
     asked = [{"role": "user", "content": "?"}]
-    response = ask(asked, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False)
+    response = ask(asked, tools=[TOOL], tool_choice="required", parallel_tool_calls=False)
     (call,) = response.output
     assert isinstance(call, ResponseFunctionToolCall)
     assert call.name == "weather"
     assert set(json.loads(call.arguments)) == {"unit", "rain"}
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "sun"}
     back = call.model_dump(exclude={"parsed_arguments"}, exclude_none=True)
-    again = ask([*asked, back, result], tools=[WEATHER], tool_choice="none", max_output_tokens=8)
+    again = ask([*asked, back, result], tools=[TOOL], tool_choice="none", max_output_tokens=8)
     assert again.output_text
-    named = ask(asked, tools=[WEATHER], tool_choice={"type": "function", "name": "weather"}, parallel_tool_calls=False)
+    named = ask(asked, tools=[TOOL], tool_choice={"type": "function", "name": "weather"}, parallel_tool_calls=False)
     assert [item.type for item in named.output] == ["function_call"]
 
 
-def test_thinking(client: openai.OpenAI) -> None:
-    first = client.responses.create(model="tiny", input="?", max_output_tokens=6, reasoning={"effort": "low"})
+def test_thinking(thinker: openai.OpenAI) -> None:
+    first = thinker.responses.create(model="tiny", input="?", max_output_tokens=6, reasoning={"effort": "low"})
     (thought,) = first.output
     assert thought.type == "reasoning"
     assert thought.content
@@ -117,7 +91,7 @@ def test_thinking(client: openai.OpenAI) -> None:
     assert 0 < first.usage.output_tokens_details.reasoning_tokens <= 6
     # it can be sent back
     history: Any = [{"role": "user", "content": "?"}, thought.model_dump(), {"role": "user", "content": "!"}]
-    assert client.responses.create(model="tiny", input=history, max_output_tokens=2).output
+    assert thinker.responses.create(model="tiny", input=history, max_output_tokens=2).output
 
 
 @pytest.mark.parametrize(
@@ -136,14 +110,14 @@ def test_thinking(client: openai.OpenAI) -> None:
     ],
     ids=str,
 )
-def test_what_is_refused(client: openai.OpenAI, more: dict[str, Any], param: str, words: str) -> None:
+def test_what_is_refused(thinker: openai.OpenAI, more: dict[str, Any], param: str, words: str) -> None:
     with pytest.raises(openai.BadRequestError) as e:
-        client.post("/responses", body={"input": "?", "max_output_tokens": 2, **more}, cast_to=object)
+        thinker.post("/responses", body={"input": "?", "max_output_tokens": 2, **more}, cast_to=object)
     assert e.value.param == param
     assert words in str(e.value)
 
 
-def test_what_agents_always_send_is_taken(client: openai.OpenAI) -> None:
+def test_what_agents_always_send_is_taken(thinker: openai.OpenAI) -> None:
     body = {
         "include": ["reasoning.encrypted_content"],
         "store": False,
@@ -151,4 +125,4 @@ def test_what_agents_always_send_is_taken(client: openai.OpenAI) -> None:
         "parallel_tool_calls": True,
     }
     more: dict[str, Any] = {"input": "?", "max_output_tokens": 2, "reasoning": {"effort": "low", "summary": "auto"}}
-    assert client.post("/responses", body={**body, **more}, cast_to=object)
+    assert thinker.post("/responses", body={**body, **more}, cast_to=object)

@@ -12,21 +12,9 @@ import httpx
 import openai
 import pytest
 
-from ..conftest import EXACT, Server
+from ..conftest import EXACT, WEATHER, Server
 
 MESSAGES = [{"role": "user", "content": "the dog"}]
-WEATHER: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "parameters": {
-            "type": "object",
-            "properties": {"unit": {"enum": ["C", "F"]}, "rain": {"type": "boolean"}},
-            "required": ["unit", "rain"],
-            "additionalProperties": False,
-        },
-    },
-}
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 ASK: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "seed": 1, "max_tokens": 90}
 
