@@ -89,9 +89,15 @@ class Model(Closing):
 
     def control_tokens(self) -> dict[str, int]:
         """The ids of the control tokens by their text, which the tokeniser reads as such if it is asked to."""
+        return self._tokens_with(lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN)
+
+    def user_defined_tokens(self) -> dict[str, int]:
+        """The ids of the tokens by their text that the tokeniser reads in every text, asked or not."""
+        return self._tokens_with(lib.LLAMA_TOKEN_ATTR_USER_DEFINED)
+
+    def _tokens_with(self, mask: int) -> dict[str, int]:
         if lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_NONE:
             return {}  # llama.cpp aborts when asked for one of its tokens
-        mask = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
         attributes = lib.llama_vocab_get_attr
         tokens = (t for t in range(self.n_vocab) if attributes(self._vocab, t) & mask)
         return {self.piece(t, special=True).decode(errors="replace"): t for t in tokens}

@@ -130,10 +130,11 @@ class Conversation:
 
     def _prompt(self, turns: list[dict[str, Any]], *, scaled: bool) -> tuple[Prompt, list[int]]:
         first = [{"role": "system", "content": self.system}] if self.system else []
-        prompt = self.chats.template(self.facts).render([*first, *turns], None, self.chats.variables)
+        template = self.chats.template(self.facts)
+        prompt = template.render([*first, *turns], None, self.chats.variables)
         tokens = prompt.tokens(
             lambda text, add, parse: self._engine.tokenize(text, add_special=add, parse_special=parse),
-            set(self.facts.control_tokens.values()),
+            template.guarded,
             add_special=not prompt.starts_with(self.facts.bos),
         )
         if len(tokens) >= self.facts.n_ctx:

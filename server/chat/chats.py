@@ -43,6 +43,10 @@ class ModelFacts(Protocol):
     def control_tokens(self) -> Mapping[str, int]:
         """Texts that the tokeniser can read as control tokens, with their ids."""
 
+    @property
+    def user_defined_tokens(self) -> Mapping[str, int]:
+        """Texts that the tokeniser always reads as tokens of their own, with their ids."""
+
 
 class Chats:
     """How chats become prompts.
@@ -81,7 +85,11 @@ class Chats:
                 own = facts.chat_template or facts.tool_template
                 source = self._source or own or builtin.source(builtin.FALLBACK)
                 tools = facts.tool_template if self._source is None else None
-                self._ready = facts, ChatTemplate(source, facts.bos, facts.eos, tools, facts.control_tokens)
+                template = ChatTemplate(source, facts.bos, facts.eos, tools)
+                # older converters gave <|im_start|> and the like this type: then users could forge turns with them
+                turns = template.turn_tokens(facts.user_defined_tokens)
+                template.guard({**facts.control_tokens, **{text: facts.user_defined_tokens[text] for text in turns}})
+                self._ready = facts, template
             return self._ready[1]
 
     @property

@@ -27,16 +27,33 @@ class ChatTemplate:
     source    jinja, as in a GGUF
     bos, eos  text of the special tokens
     tool_use  another template, for requests with tools (``tokenizer.chat_template.tool_use``)
-    control   texts of the control tokens; where messages hold them they stay text.  Empty: they are read as such
+    control   the control tokens, see `guard`
     """
 
     def __init__(
-        self, source: str, bos: str = "", eos: str = "", tool_use: str | None = None, control: Collection[str] = ()
+        self, source: str, bos: str = "", eos: str = "", tool_use: str | None = None, control: Mapping[str, int] = {}
     ):
         self._default = _Adapting(Renderer(source, bos, eos))
         self._tool_use = _Adapting(Renderer(tool_use, bos, eos)) if tool_use else self._default
-        self._control = ControlTokens(control)
         self._read_control = ControlTokens(())
+        self.guard(control)
+
+    def guard(self, control: Mapping[str, int]) -> None:
+        """Let these tokens, ids by text, stay text where messages hold them; without any they are read as such."""
+        self._control = ControlTokens(control)
+        self.guarded = frozenset(control.values())
+
+    def turn_tokens(self, texts: Collection[str]) -> set[str]:
+        """Of these texts those that the template writes around messages, and that look like a tag."""
+        roles = ("system", "user", "assistant", "user")
+        messages = [{"role": role, "content": f"zq{i}text"} for i, role in enumerate(roles)]
+        try:
+            text = self._default.render(messages, None, None, self._read_control, False).text
+        except RopebendError:
+            return set()
+        # the others are line ends, blanks and words, which a message may write as it likes
+        tags = ControlTokens([t for t in texts if not (t[:1].isalnum() or t[:1].isspace())])
+        return {text[a:b] for a, b in tags.find(text)}
 
     def shape(self, with_tools: bool = False) -> Shape:
         """What conversations the template takes."""

@@ -66,6 +66,7 @@ class Facts:
     bos, eos    text of the special tokens, "" if there is none
     chat_template, tool_template  jinja: of every chat, and of chats with tools if the file has another one for those
     control_tokens  ids of the control tokens by their text
+    user_defined_tokens  ids of those that are read in every text, by that
     end_tokens  those that end a text
     scaling     the scales in effect, or None
     plan_hash   digest of the plan of a request that may fill the context, or None
@@ -94,6 +95,7 @@ class Facts:
     chat_template: str | None
     tool_template: str | None
     control_tokens: Mapping[str, int]
+    user_defined_tokens: Mapping[str, int]
     end_tokens: tuple[int, ...]
     bos: str
     eos: str
@@ -180,6 +182,7 @@ def load_context(model: Model, o: EngineOptions) -> tuple[Context, Facts]:
         chat_template=model.chat_template,
         tool_template=model.named_chat_template("tool_use"),
         control_tokens=model.control_tokens(),
+        user_defined_tokens=model.user_defined_tokens(),
         end_tokens=tuple(ends_of(model.vocab)),
         bos=_special(model, model.bos_token),
         eos=_special(model, model.eos_token),

@@ -134,7 +134,7 @@ def tokens_of(prompt: Prompt, serving: Serving) -> list[int]:
         check_text(prompt.text, facts, "messages")
         tokens = prompt.tokens(
             functools.partial(_tokenize, serving),
-            set(facts.control_tokens.values()),
+            template_of(serving).guarded,
             # most templates write BOS themselves; a second one harms the answer
             add_special=not prompt.starts_with(facts.bos),
         )

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,15 +77,20 @@ def write_rwkv(w: gguf.GGUFWriter) -> None:
     w.add_eos_token_id(TOKEN[END.encode()])
 
 
-def write_spm(w: gguf.GGUFWriter) -> None:
-    """A SentencePiece tokeniser as llama 2 has it: BOS before a text, and a blank before its first word."""
+def write_spm(w: gguf.GGUFWriter, added: Sequence[str] = ()) -> None:
+    """A SentencePiece tokeniser as llama 2 has it: BOS before a text, and a blank before its first word.
+
+    added: tokens that were added to it, which are read in every text.
+    """
     words = ["▁", "▁d", "▁do", "▁dog", *"abcdefghijklmnopqr"]
     assert 3 + 256 + len(words) == len(PIECES)
+    words = words[: len(words) - len(added)]
     w.add_tokenizer_model("llama")
-    w.add_token_list(["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *words])
-    w.add_token_scores([0.0] * 259 + [-float(i) for i in range(len(words))])
+    w.add_token_list(["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *words, *added])
+    w.add_token_scores([0.0] * 259 + [-float(i) for i in range(len(words) + len(added))])
     kinds = gguf.TokenType
-    w.add_token_types([kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL, *[kinds.BYTE] * 256, *[kinds.NORMAL] * len(words)])
+    of_words = [kinds.NORMAL] * len(words) + [kinds.USER_DEFINED] * len(added)
+    w.add_token_types([kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL, *[kinds.BYTE] * 256, *of_words])
     w.add_bos_token_id(1)
     w.add_eos_token_id(2)
     w.add_add_bos_token(True)

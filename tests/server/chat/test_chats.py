@@ -24,6 +24,7 @@ class Facts:
     bos: str = "<s>"
     eos: str = "</s>"
     control_tokens: Mapping[str, int] = field(default_factory=lambda: {"<s>": 1, "</s>": 2})
+    user_defined_tokens: Mapping[str, int] = field(default_factory=dict)
 
 
 def test_a_flag_goes_before_the_file_and_the_file_before_chatml() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ropebend.server.chat.templates import ChatTemplate
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "</s>", "<s>")
+IDS = {text: i for i, text in enumerate(CONTROL)}
 CHATML = (
     "{{ bos_token }}"
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -20,7 +21,7 @@ PARTED = CHATML.replace("m.content", "(m.content | map(attribute='text') | join)
 
 
 def parts(content: Any, source: str = CHATML, **more: Any) -> list[tuple[str, bool]]:
-    template = ChatTemplate(source, "<s>", control=CONTROL)
+    template = ChatTemplate(source, "<s>", control=IDS)
     return [part[:2] for part in template.render([{"role": "user", "content": content}], **more).parts]
 
 
@@ -53,7 +54,7 @@ def test_a_token_that_the_template_completes_is_text() -> None:
 
 
 def test_names_roles_and_arguments_are_watched_too() -> None:
-    template = ChatTemplate("{{ messages | tojson }}</s>", control=CONTROL)
+    template = ChatTemplate("{{ messages | tojson }}</s>", control=IDS)
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"</s>": "<s>"}}}
     messages = [{"role": "user</s>", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
     prompt = template.render(messages)
@@ -67,7 +68,7 @@ def test_marks_that_a_template_escapes_are_found() -> None:
 
 
 def test_a_continued_answer_is_guarded_like_any_text() -> None:
-    template = ChatTemplate(CHATML, control=CONTROL)
+    template = ChatTemplate(CHATML, control=IDS)
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "a</s>b"}]
     assert template.render(messages, continue_final="content").parts[-1][:2] == ("assistant\na</s>b", False)
 
@@ -79,11 +80,18 @@ def test_a_continued_answer_is_guarded_like_any_text() -> None:
 )
 def test_the_text_is_the_same_and_no_token_is_the_messages(content: str) -> None:
     plain = ChatTemplate(CHATML, "<s>").render([{"role": "user", "content": content}]).text
-    prompt = ChatTemplate(CHATML, "<s>", control=CONTROL).render([{"role": "user", "content": content}])
+    prompt = ChatTemplate(CHATML, "<s>", control=IDS).render([{"role": "user", "content": content}])
     assert prompt.text == plain
     empty = ChatTemplate(CHATML, "<s>").render([{"role": "user", "content": ""}]).text
     read = "".join(p.text if p.special else p.text.replace("<", "‹") for p in prompt.parts)
     assert [read.count(token) for token in CONTROL] == [empty.count(token) for token in CONTROL]
+
+
+def test_which_tokens_stand_around_messages() -> None:
+    texts = [*CONTROL, "\n", "user", "<table>", "<tool_call>"]
+    assert ChatTemplate(CHATML, "<s>").turn_tokens(texts) == {"<s>", "<|im_start|>", "<|im_end|>"}
+    assert ChatTemplate("{{ messages[0].content }}").turn_tokens(texts) == set()
+    assert ChatTemplate("{{ raise_exception('no') }}").turn_tokens(texts) == set()
 
 
 def test_a_tokeniser_that_reads_control_tokens_anyway_gets_them_in_pieces() -> None:
@@ -95,7 +103,7 @@ def test_a_tokeniser_that_reads_control_tokens_anyway_gets_them_in_pieces() -> N
             text = text[len(token) :]
         return ids
 
-    template = ChatTemplate("{% for m in messages %}{{ m.content }}</s>{% endfor %}", control=CONTROL)
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}</s>{% endfor %}", control=IDS)
     prompt = template.render([{"role": "user", "content": "a<s></s>b"}])
     text = [1000 + ord(c) for c in "a<s></s>b"]
     assert prompt.tokens(tokenize, set(range(4)), add_special=True) == [7, *text, CONTROL.index("</s>")]
