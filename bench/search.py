@@ -114,7 +114,7 @@ def longrope(
     per_set: Counter[tuple[float, ...]] = Counter()  # JSON objects on which each was measured before it was judged
     spent: dict[str, Counter[str]] = {}
     for logged in read_log(output / run_folder.LOG):
-        key, _, full = logged.key
+        key, full = logged.key.candidate, logged.key.full
         scales = key[0] if key is not None else None
         stage = stage_of(scales, logged.item, full, screen)
         spent.setdefault(stage, Counter()).update(items=1, tokens=logged.done.n_tokens)
@@ -263,7 +263,7 @@ def racing(
             raise KeyboardInterrupt
     run_folder.resume(source)  # that it is one
     spec = begin(output, kv_spec(model, keys, f"racing-{seed}", screen=items, **common))
-    keys_made = dict.fromkeys(entry.key[0] for entry in read_log(source / run_folder.LOG))
+    keys_made = dict.fromkeys(entry.key.candidate for entry in read_log(source / run_folder.LOG))
     unscaled = (1.0,) * ModelInfo.read(model).n_layer
     everyone = [Candidate(*key) if key is not None else Candidate(unscaled) for key in keys_made]
     if len(everyone) < genomes:

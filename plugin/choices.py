@@ -13,6 +13,7 @@ PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 
 # ---- of a search, see `ropebend.search.spec`
 
+SearchMethodName = Literal["auto", "none", "linear", "ntk", "dynamic-ntk", "yarn"]
 GenomeName = Literal["bezier", "line", "uniform", "knots", "free"]
 OptimiserName = Literal["cma", "ga", "random"]
 NumbersName = Literal["both", "scale", "attn"]

@@ -13,10 +13,10 @@ from ropebend.choices import (
     USUAL_CONTROLS,
     ExecutorName,
     GenomeName,
-    MethodName,
     NumbersName,
     OpenName,
     OptimiserName,
+    SearchMethodName,
 )
 from ropebend.cli import options as o
 from ropebend.errors import UsageError
@@ -65,8 +65,12 @@ def search_command(
         ),
     ] = "400",
     method: Annotated[
-        MethodName, typer.Option(help="Extension method that the scales multiply; linear is position interpolation.")
-    ] = "none",
+        SearchMethodName,
+        typer.Option(
+            help="Extension method that the scales multiply; auto: beyond the trained length the best of linear "
+            "(position interpolation), NTK and YaRN, which is also what the search starts from; within it none."
+        ),
+    ] = "auto",
     factor: Annotated[float, typer.Option(min=1.0, help="The method's interpolation factor.")] = 1.0,
     factor_range: Annotated[
         str | None, typer.Option(help="LOW,HIGH: search the factor too, starting from --factor.", show_default=False)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import typer
 
-from ropebend.choices import CONTROLS, ExecutorName, MethodName
+from ropebend.choices import CONTROLS, ExecutorName, SearchMethodName
 from ropebend.cli import options as o
 from ropebend.errors import UsageError
 from ropebend.scaling import LayerScaling
@@ -42,7 +42,7 @@ def refuse_on_texts(given: dict[str, str], spec: SearchSpec) -> None:
 
 
 def make_spec(
-    *, task: str, options: dict[str, Any], also: list[str] | None, transfer: list[str] | None, method: MethodName,
+    *, task: str, options: dict[str, Any], also: list[str] | None, transfer: list[str] | None, method: SearchMethodName,
     factor: float, factor_range: str | None, start: Path | None, controls: str, finals: str, **rest: Any,
 ) -> SearchSpec:  # fmt: skip
     """Read what the flags say.  Raises UsageError naming the flag."""
@@ -50,7 +50,7 @@ def make_spec(
     for name in names:
         if name not in CONTROLS:
             raise UsageError(f"--controls: expected some of {', '.join(CONTROLS)}, or none, got {name!r}")
-    if method == "none" and (factor != 1.0 or factor_range):
+    if method in ("auto", "none") and (factor != 1.0 or factor_range):
         raise UsageError("--factor needs a --method; linear is position interpolation")
     low_high = tuple(o.numbers(factor_range, "--factor-range", 1.0)) if factor_range else None
     if low_high is not None and not (len(low_high) == 2 and low_high[0] <= factor <= low_high[1]):
@@ -65,6 +65,8 @@ def make_spec(
     scales = attn = None
     if start is not None:
         begin = LayerScaling.load(start)
+        if method == "auto":
+            method, factor = cast(SearchMethodName, begin.rope.method), begin.rope.factor
         if (begin.rope.method, begin.rope.factor) != (method, factor):
             rope = begin.rope
             raise UsageError(f"--start: {start} is for --method {rope.method} --factor {rope.factor:g}; give the same")

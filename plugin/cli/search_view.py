@@ -15,7 +15,7 @@ from ropebend.durations import duration
 from ropebend.search import seeds
 from ropebend.search.cost import Cost
 from ropebend.search.folder import run_in
-from ropebend.search.outcome import Generation, Listener, Outcome, Progress
+from ropebend.search.outcome import START, Generation, Listener, Outcome, Progress
 from ropebend.search.report import SEEN, describe, summary, title_of
 from ropebend.search.spec import Budget, SearchSpec
 from ropebend.search.verdict import verdict
@@ -71,9 +71,10 @@ def plan_in_words(spec: SearchSpec, cost: Cost) -> list[str]:
     names = ", ".join(name for name, *_ in spec.searches())
     finals = " and ".join(f"the best {n} on {k} items" for n, k in spec.finals)
     speed = f"{cost.n_tokens / cost.seconds:,.0f} tokens/s" if cost.seconds else "as measured before"
+    methods = f"first {cost.methods} measurements of linear, NTK and YaRN; then " if cost.methods else ""
     lines = [
         f"prompts of up to {cost.context:,} tokens; {speed}, {cost.seconds:.2g} s for a set of scales on an item",
-        f"searches: {names}; each set on {spec.screen} items"
+        f"{methods}searches: {names}; each set on {spec.screen} items"
         + (f", {finals} of each search" if finals else "")
         + f"; judged on {spec.test} unseen items",
     ]
@@ -84,7 +85,7 @@ def plan_in_words(spec: SearchSpec, cost: Cost) -> list[str]:
     elif budget.unit == "tokens":
         total = (budget.amount / max(cost.n_tokens, 1)) * cost.seconds + late
     else:
-        total = sum(cost.searches.values()) * cost.seconds + late
+        total = (cost.methods + sum(cost.searches.values())) * cost.seconds + late
     n_tokens = total / cost.seconds * cost.n_tokens if cost.seconds else 0.0
     so_far = f" ({duration(cost.spent)} are behind it)" if cost.spent > 60 else ""
     lines.append(
@@ -123,8 +124,10 @@ def print_summary(outcomes: Sequence[Outcome]) -> None:
 def _named(outcome: Outcome, name: str) -> str:
     """The name in tables, for uniform numbers with what they are."""
     found = outcome.found.get(name)
-    if found is None or not found.best.candidate.is_uniform:
+    c = found.best.candidate if found is not None else outcome.spec.begin if name == START else None
+    if c is None or not c.is_uniform:
         return name
-    c = found.best.candidate
+    if name == START and outcome.spec.method != "none":
+        name = f"{name}: {outcome.spec.method}"
     attn = f", attn {c.attn[0]:g}" if c.attn else ""
     return f"{name} ({c.scales[0]:g}{attn})"

@@ -9,8 +9,8 @@ from typing import Any
 import cmaes
 import numpy as np
 
-from ropebend.search.curves import Genes
-from ropebend.search.optimiser import Genome, Optimiser, Scored
+from ropebend.search.curves import Curve, Genes
+from ropebend.search.optimiser import Genome, Optimiser, Scored, genes_of
 from ropebend.search.space import Candidate, Key, Space
 
 
@@ -21,8 +21,8 @@ class Adaptation:
     bearable  a uniform step that costs less than this in score is one that the model bears
     sigma     first standard deviation, in such steps
     smallest  step that is tried whatever the model bears
-    little    a model whose score without scales is below this has little to lose: there half a mutation step is taken,
-              as what a few items say of uniform values would make it crawl
+    little    a model whose score where the search begins is below this has little to lose: there half a mutation step
+              is taken, as what a few items say of uniform values would make it crawl
     """
 
     bearable: float = 0.03
@@ -34,9 +34,9 @@ class Adaptation:
 class CMAES(Optimiser):
     """CMA-ES (Hansen 2001, the package `cmaes`) with steps learnt from the model and fresh items for each generation.
 
-    The first two generations are a sweep: uniform values of each number, then thirds of the layers in both directions,
-    from which it learns where to begin and how large a step this model bears: a model inside its trained window breaks
-    at scales that one beyond it needs.  Then each generation is measured on items of its own: CMA-ES needs to know only
+    The first two generations are a sweep: each number as a whole, then thirds of the layers in both directions, from
+    which it learns where to begin and how large a step this model bears: a model inside its trained window breaks at
+    scales that one beyond it needs.  Then each generation is measured on items of its own: CMA-ES needs to know only
     how the candidates of one generation rank, and what fits a few items by chance does not survive the next ones.  What
     it ends in is the centre of its distribution, a mean over all it has learnt, not the luckiest candidate.
     """
@@ -80,24 +80,10 @@ class CMAES(Optimiser):
         return [*out.values(), *super().top(n)][:n]
 
     def second_generation(self) -> list[Genome]:
-        """Thirds of the layers, each number in both directions by the largest step that the model bears."""
-        out: list[Genome] = []
-        for curve in self.space.curves:
-            number, base = curve.number.name, self.best_uniform(curve.number.name)
-            if curve.n_genes == 1:
-                finer = (base * k for k in (0.94, 0.97, 1.03, 1.06))
-                out += [(self.space.uniform(**{number: v}), f"uniform {number} {v:g}") for v in finer]
-                continue
-            step, thirds = self._bearable(number), np.array_split(np.arange(curve.n_layer), 3)
-            for k, layers in enumerate(thirds):
-                for sign in (1, -1):
-                    values = np.full(curve.n_layer, base)
-                    values[layers] = np.clip(base + sign * step, curve.number.low, curve.number.high)
-                    if len(layers) and values[layers[0]] != base:
-                        origin = f"{number} {values[layers[0]]:g} in third {k + 1}"
-                        out.append((self.space.genome({number: curve.near(values.tolist())}), origin))
-        both = {c.number.name: c.uniform(self.best_uniform(c.number.name)) for c in self.space.curves}
-        return [*out, (self.space.genome(both), "uniform"), *self._stretched_start()]
+        """Thirds of the layers, each number in both directions by the largest step that the model bears, and the best
+        levels of all numbers together."""
+        best = {c.number.name: genes_of(c, self.best_level(c)) for c in self.space.curves}
+        return [*self.thirds(self._bearable), (self.space.genome(best), "levels"), *self._stretched_start()]
 
     def next_generation(self) -> list[Genome]:
         """A full population of samples."""
@@ -139,16 +125,14 @@ class CMAES(Optimiser):
         middle = self.space.express(self.space.near(wanted), f"mean of {len(last)} centres")
         return Scored(middle, float(np.mean([s.score for s in last])))
 
-    def _bearable(self, number: str) -> float:
-        """The largest uniform step of this number, either way, that does not cost much."""
-        curve = self.space.curve(number)
-        assert curve is not None
-        uniform = self.uniform(number)
-        ones = next((score for value, score in uniform if value == 1.0), -math.inf)
-        if ones < self.setting.little:
+    def _bearable(self, curve: Curve) -> float:
+        """The largest step of this number as a whole, either way, that does not cost much."""
+        (begin, score), *others = self.known_levels(curve)
+        if score < self.setting.little:
             return curve.number.step / 2
-        steps = [abs(value - 1.0) for value, score in uniform if score >= ones - self.setting.bearable]
-        return min(max([self.setting.smallest, *steps]), curve.number.step)
+        steps = [np.abs(np.subtract(v, begin)).max() for v, s in others if s >= score - self.setting.bearable]
+        most = curve.number.step * max(1.0, float(np.mean(begin)))
+        return float(min(max([self.setting.smallest, *steps]), most))
 
     def _begin(self) -> None:
         """From the best so far, by steps that the model bears."""
@@ -156,7 +140,7 @@ class CMAES(Optimiser):
         steps = space.spread.copy()
         for curve in space.curves:
             of_curve = steps[at : at + curve.n_genes]
-            of_curve[curve.is_value] = self._bearable(curve.number.name)
+            of_curve[curve.is_value] = self._bearable(curve)
             at += curve.n_genes
         self._steps = steps
         bounds = np.stack([space.low / steps, space.high / steps], axis=1)

@@ -36,6 +36,7 @@ class Cost:
 
     n_tokens   prompt tokens of a unit
     seconds    that it takes all workers together
+    methods    units to find the best extension method
     searches   units of each search that is limited by evaluations, by name
     finals     units of the finals, all searches together
     test       units of the judgement
@@ -45,6 +46,7 @@ class Cost:
 
     n_tokens: float
     seconds: float
+    methods: int
     searches: dict[str, int]
     finals: int
     test: int
@@ -57,7 +59,9 @@ class Cost:
         return self.finals + self.test
 
 
-def cost_of(spec: SearchSpec, n_tokens: float, seconds: float, context: int, spent: float) -> Cost:
+def cost_of(
+    spec: SearchSpec, n_tokens: float, seconds: float, context: int, spent: float, methods: int = 0
+) -> Cost:  # fmt: skip
     """The cost of a spec where a unit takes so many tokens and seconds."""
     budget = Budget.parse(spec.budget)
     searches = {}
@@ -67,7 +71,14 @@ def cost_of(spec: SearchSpec, n_tokens: float, seconds: float, context: int, spe
             s.name: spec.screen * (UNIFORM_BUDGET if s.genome == "uniform" and s.name != spec.label else share)
             for s in spec.searches()
         }
-    return Cost(n_tokens, seconds, searches, _finals(spec), _test(spec), context, spent)
+    return Cost(n_tokens, seconds, methods, searches, _finals(spec), _test(spec), context, spent)
+
+
+def total_units(spec: SearchSpec, n_tokens: float, seconds: float) -> float:
+    """Units that a budget holds, about."""
+    budget = Budget.parse(spec.budget)
+    per_unit = {"seconds": seconds, "tokens": n_tokens}.get(budget.unit)
+    return budget.amount / max(per_unit, 1e-9) if per_unit is not None else budget.amount * spec.screen
 
 
 def _finals(spec: SearchSpec) -> int:
@@ -79,7 +90,7 @@ def _finals(spec: SearchSpec) -> int:
 
 
 def _test(spec: SearchSpec) -> int:
-    n_judged = len(spec.searches()) + 1 + (spec.start is not None)
+    n_judged = len(spec.searches()) + 1 + (spec.start is not None or spec.method == "auto")
     weights = [_weight(t, spec.tasks[0]) for t in (*spec.tasks, *spec.transfer)]
     return math.ceil(n_judged * spec.test * sum(weights) / sum(weights[: len(spec.tasks)]))
 

@@ -131,7 +131,7 @@ def run_in(folder: Path, spec: SearchSpec, listener: Listener | None = None) -> 
     try:
         outcome = run_search(spec, log, listener, settle)
     except Exception:
-        if new and not (log.exists() and any(logged.key[0] is not None for logged in read_log(log))):
+        if new and not (log.exists() and any(logged.key.candidate is not None for logged in read_log(log))):
             for path in (log, folder / CONFIG):
                 path.unlink(missing_ok=True)
         raise

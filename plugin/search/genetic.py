@@ -14,11 +14,14 @@ class _Shapes(Optimiser):
     """Starts from ramps and single-layer bumps around the best uniform values."""
 
     def second_generation(self) -> list[Genome]:
-        """Finer uniform values, ramps, bumps and dips of each number that moves, the others at 1."""
+        """Finer uniform values, ramps, bumps and dips of each number that moves, the others at 1; around a start its
+        thirds of the layers."""
+        if self.start is not None:
+            return [*self.thirds(lambda curve: curve.number.step / 2), *self._stretched_start()]
         out: list[Genome] = []
         for curve in self.space.curves:
             number = curve.number.name
-            base = self.best_uniform(number)
+            base = self.best_level(curve)[0]
             rise = max(base - 1.0, curve.number.step)
             shapes = [(curve.uniform(base * k), f"uniform {number} {base * k:g}") for k in (0.94, 0.97, 1.03, 1.06)]
             for low, high in ((1.0, base + rise), (base, base + rise), (1.0, base)):
@@ -29,7 +32,7 @@ class _Shapes(Optimiser):
                     if genes is not None and (origin == "bump" or base > 1.0):
                         shapes.append((genes, f"{origin} at {layer}"))
             out += [(self.space.genome({number: genes}), origin) for genes, origin in shapes]
-        return [*out, *self._stretched_start()]
+        return out
 
 
 @dataclass(frozen=True)

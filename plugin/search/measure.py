@@ -8,17 +8,27 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from ropebend.errors import RopebendError
 from ropebend.evaluate import Row
 from ropebend.scaling import LayerScaling
+from ropebend.scaling.rope_method import RopeMethod
 from ropebend.search.objective import Objective
 from ropebend.search.space import Candidate, Key
 from ropebend.search.worker import Done, Executor, Job
 
-#: Key of the candidate (None: unscaled), number of the task, full or not.
-MemoKey = tuple[Key | None, int, bool]
+
+class MemoKey(NamedTuple):
+    """What was measured: a candidate (None: the unscaled model) on a task, full or not.
+
+    method  the extension method underneath, None: the one that the measurer began with
+    """
+
+    candidate: Key | None
+    task: int
+    full: bool
+    method: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Measurer:
         started: float | None = None,
     ):  # fmt: skip
         self.objective, self.base, self.executor = objective, base, executor
+        self._first_method = base.rope.method
         self.n_tokens = 0  # prompt tokens computed for what was asked so far, now or when the log was written
         self.n_measured = 0  # items measured now
         self.lengths: dict[int, int] = {}  # tokens that a sequence of each task may reach
@@ -92,6 +103,10 @@ class Measurer:
             return 0.0, 0.0
         return sum(n for n, _ in known) / len(known), sum(s for _, s in known) / len(known)
 
+    def use_method(self, method: str, n_ctx_train: int) -> None:
+        """Measure on this extension method from now on."""
+        self.base = replace(self.base, rope=RopeMethod(method)).with_original_context(n_ctx_train)
+
     def scaling(self, candidate: Candidate) -> LayerScaling:
         """What a candidate is on this model."""
         rope = replace(self.base.rope, factor=candidate.factor)
@@ -117,7 +132,7 @@ class Measurer:
         for candidate in candidates:
             for task in tasks:
                 key = self._key(candidate, task, full)
-                scaling = self.scaling(candidate) if candidate is not None and key[0] is not None else None
+                scaling = self.scaling(candidate) if candidate is not None and key.candidate is not None else None
                 for i in items:
                     if (key, i) in self._logged:  # at its price in tokens, so that a budget of them ends a resumed
                         self._take_logged(self._logged.pop((key, i)))  # run where it ends any other
@@ -147,7 +162,7 @@ class Measurer:
 
     def known(self, task: int) -> list[Row]:
         """What is known of the unscaled model on a task's first items."""
-        return [row for _, row in sorted(self._memo[None, task, False].items())]
+        return [row for _, row in sorted(self._memo[MemoKey(None, task, False)].items())]
 
     def n_missing(self, candidate: Candidate | None, items: Sequence[int]) -> int:
         """Of these items (of all tasks) those that the score still needs."""
@@ -159,8 +174,9 @@ class Measurer:
         if candidate is None or (
             self.base.rope.method == "none" and set(candidate.scales) == {1.0} and candidate.attn is None
         ):
-            return None, task, full  # scale 1 is the unscaled model
-        return candidate.key, task, full
+            return MemoKey(None, task, full)  # scale 1 is the unscaled model
+        method = self.base.rope.method
+        return MemoKey(candidate.key, task, full, method if method != self._first_method else None)
 
     def _take_logged(self, logged: Logged) -> None:
         self._take(logged.key, logged.item, logged.done)
@@ -168,23 +184,25 @@ class Measurer:
 
     def _take(self, key: MemoKey, item: int, done: Done) -> None:
         self._memo[key][item] = done.row
-        self._costs[key[1]].append((done.n_tokens, done.seconds))
+        self._costs[key.task].append((done.n_tokens, done.seconds))
         self.n_tokens += done.n_tokens
-        self.lengths[key[1]] = done.length
-        self.easy[key[1]] = done.easy
+        self.lengths[key.task] = done.length
+        self.easy[key.task] = done.easy
 
     # ---- the log
 
     def _write(self, key: MemoKey, item: int, done: Done) -> None:
         if self._log is None:
             return
-        candidate, task, full = key
+        candidate, task, full, method = key
         scales, factor, attn = candidate if candidate is not None else (None, None, None)
-        line = {
+        line: dict[str, Any] = {
             "scales": scales, "factor": factor, "attn": attn, "task": task, "full": full, "item": item,
             "value": done.row.value, "logprob": done.row.logprob, "tokens": done.n_tokens, "length": done.length,
             "seconds": round(done.seconds, 4), "elapsed": round(self.seconds, 3),
         }  # fmt: skip
+        if method is not None:
+            line["method"] = method
         try:
             self._log.write(json.dumps(line) + "\n")
             self._log.flush()
@@ -225,7 +243,7 @@ def _parse(line: dict[str, Any]) -> list[Logged]:
     if line["scales"] is not None:
         attn = line.get("attn")
         key = tuple(map(float, line["scales"])), float(line["factor"]), tuple(map(float, attn)) if attn else None
-    memo_key = key, int(line["task"]), bool(line["full"])
+    memo_key = MemoKey(key, int(line["task"]), bool(line["full"]), line.get("method"))
     if "start" in line:  # the first release wrote several items a line, without their time
         items = zip(line["value"], line["logprob"], line["tokens"], strict=True)
         return [

@@ -6,23 +6,27 @@
         optimiser.tell([score(c) for c in candidates])
     optimiser.best.candidate.scales
 
-All start alike: with all ones, uniform values of each number that moves, and those to start from, if any.  A second
-generation then tries shapes around the best uniform one, because a search that starts at random does worse than it.
-Scores are maximised.  Pure: no I/O, and the same seed gives the same run.
+All start alike: with all ones, then uniform values of each number that moves, or what to start from and each of its
+numbers a little up and down.  A second generation tries shapes around the best of them, because a search that starts at
+random does worse.  Scores are maximised.  Pure: no I/O, and the same seed gives the same run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ropebend.errors import RopebendError
-from ropebend.search.curves import Genes
-from ropebend.search.space import ATTN_GRID, Candidate, Key, Space
+from ropebend.search.curves import Curve, Genes
+from ropebend.search.space import ATTN_GRID, Candidate, Key, Space, Values
 
 Genome = tuple[Genes, str]
+
+#: What each number of a start is multiplied by, to learn which way and how far it may move.
+SHIFTS = {"scale": (0.8, 0.9, 1.1, 1.25), "attn": (0.9, 0.95, 1.06, 1.12)}
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Optimiser:
 
     population      candidates per generation; None: what suits the number of genes
     uniform_scales  tried first
-    start           what another search has found: tried first, too, and then stretched
+    start           tried instead: what another search has found, or the best that every layer alike does
     """
 
     name: str
@@ -52,7 +56,7 @@ class Optimiser:
         self.space, self.population = space, population or self.usual_population(space)
         self.uniform_scales, self.start = tuple(uniform_scales), start
         self.generation = 0
-        self.n_evaluated = 0  # candidates whose scores were told
+        self.n_evaluated = 0  # scores told
         self.n_repeated = 0  # genomes drawn that stood for a candidate asked for before
         self.rng = np.random.default_rng(seed)
         self.scores: dict[Key, float] = {}
@@ -133,27 +137,59 @@ class Optimiser:
         return self.second_generation() if self.generation == 1 else self.next_generation()
 
     def _first(self) -> list[Genome]:
-        space = self.space
-        out: list[Genome] = [(space.uniform(), "ones")]
-        for number, grid in (("scale", self.uniform_scales), ("attn", ATTN_GRID)):
-            if number in space.numbers:
-                out += [(space.uniform(**{number: v}), f"uniform {number} {v:g}") for v in grid]
-        return out if self.start is None else [*out, (space.near(self.start), "start")]
+        out: list[Genome] = [(self.space.uniform(), "ones")]
+        if self.start is not None:
+            out.append((self.space.near(self.start), "start"))
+        return out + [level for curve in self.space.curves for level in self._levels(curve)]
 
-    def best_uniform(self, number: str) -> float:
-        """The best value so far that is the same in all layers."""
-        return next((value for value, _ in self.uniform(number)), 1.0)
-
-    def uniform(self, number: str) -> list[tuple[float, float]]:
-        """Values and scores of the candidates so far whose layers are all alike and only this number is not 1, best
-        first.
-        """
-        others = [n for n in self.space.numbers if n != number]
+    def _levels(self, curve: Curve) -> list[Genome]:
+        """One number moved as a whole from where the search begins."""
+        number = curve.number.name
+        if self.start is None:
+            grid = {"scale": self.uniform_scales, "attn": ATTN_GRID}[number]
+            return [(self.moved(curve, (v,) * curve.n_layer), f"uniform {number} {v:g}") for v in grid]
         return [
-            (scored.candidate.number(number)[0], scored.score)
-            for _, scored in self._ranked
-            if (c := scored.candidate).is_uniform and all(c.number(n)[0] == 1.0 for n in others)
+            (self.moved(curve, [v * k for v in self.start.number(number)]), f"start, {number} × {k:g}")
+            for k in SHIFTS[number]
         ]
+
+    def moved(self, curve: Curve, values: Sequence[float]) -> Genes:
+        """The genome of where the search begins, with other values of one number."""
+        parts = {curve.number.name: genes_of(curve, values)}
+        if self.start is not None:
+            for other in self.space.curves:
+                parts.setdefault(other.number.name, genes_of(other, self.start.number(other.number.name)))
+        return self.space.genome(parts)
+
+    def known_levels(self, curve: Curve) -> list[tuple[Values, float]]:
+        """Values per layer and score of what was told of one number moved as a whole, the beginning first."""
+        number = curve.number.name
+        begin = self.space.express(self.space.uniform() if self.start is None else self.space.near(self.start))
+        others = (self.space.express(genes) for genes, _ in self._levels(curve))
+        known = [(c.number(number), self.scores[c.key]) for c in others if c.key in self.scores]
+        return [(begin.number(number), self.scores.get(begin.key, -math.inf)), *known]
+
+    def best_level(self, curve: Curve) -> Values:
+        """The best of them."""
+        return max(self.known_levels(curve), key=lambda level: level[1])[0]
+
+    def thirds(self, step: Callable[[Curve], float]) -> list[Genome]:
+        """Thirds of the layers, each number in both directions by a step, from its best level."""
+        out: list[Genome] = []
+        for curve in self.space.curves:
+            number, base = curve.number, np.array(self.best_level(curve))
+            if curve.n_genes == 1:
+                finer = [(base * k, f"uniform {number.name} {base[0] * k:g}") for k in (0.94, 0.97, 1.03, 1.06)]
+                out += [(self.moved(curve, values.tolist()), origin) for values, origin in finer]
+                continue
+            for k, layers in enumerate(np.array_split(np.arange(curve.n_layer), 3)):
+                for sign in (1, -1):
+                    values = base.copy()
+                    values[layers] = np.clip(values[layers] + sign * step(curve), number.low, number.high)
+                    if (values != base).any():
+                        origin = f"{number.name} {values[layers[0]]:g} in third {k + 1}"
+                        out.append((self.moved(curve, values.tolist()), origin))
+        return out
 
     def _stretched_start(self) -> list[Genome]:
         if self.start is None:
@@ -164,3 +200,8 @@ class Optimiser:
             stretched = Candidate(scales, self.start.factor, attn)
             out.append((self.space.near(stretched), f"start stretched {k:g} times"))
         return out
+
+
+def genes_of(curve: Curve, values: Sequence[float]) -> list[float]:
+    """Genes of these values, exactly where they are all alike."""
+    return curve.uniform(values[0]) if len(set(values)) == 1 else curve.near(values)

@@ -13,6 +13,7 @@ from ropebend.search.spec import SearchSpec
 from ropebend.tasks.task import Task
 
 UNSCALED = "unscaled"  # what the model without scales is called among results
+START = "start"  # what the search begins from, if there is something
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Found:
 class Outcome:
     """All searches (the main one last) and how their winners do on items never seen.
 
-    tests  name of the scales (`UNSCALED`, "start" if there are some, then the searches') -> an evaluation per task: the
+    tests  name of the scales (`UNSCALED`, `START` if there are some, then the searches') -> an evaluation per task: the
            objective's, then transfer; empty if it was interrupted before
     seen   the same on the first items of the search itself, first task only; they flatter what was chosen by them
     n_tokens, seconds  of all resumes together

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +19,15 @@ from ropebend.evaluate.diagnosis import other_size
 from ropebend.model import check_supported
 from ropebend.model_info import ModelInfo
 from ropebend.scaling import LayerScaling
-from ropebend.search.cost import Cost, cost_of, fitted
+from ropebend.search.cost import cost_of, fitted, total_units
 from ropebend.search.measure import Measurer
 from ropebend.search.objective import Objective
 from ropebend.search.optimiser import Optimiser
 from ropebend.search.optimisers import make_optimiser, race
-from ropebend.search.outcome import UNSCALED, Found, Generation, Listener, Outcome, Progress
+from ropebend.search.outcome import START, UNSCALED, Found, Generation, Listener, Outcome, Progress
 from ropebend.search.space import USUAL_TOP, Candidate, make_space, uniform_grid
 from ropebend.search.spec import MIN_TEST, UNIFORM_BUDGET, Budget, SearchPlan, SearchSpec
+from ropebend.search.stretches import SHARE, Base, Comparison, in_words
 from ropebend.search.worker import Bench
 from ropebend.search.workers import open_executor
 from ropebend.tasks.task import RetrievalTask, Task
@@ -33,6 +35,7 @@ from ropebend.tasks.task import RetrievalTask, Task
 N_KEPT = 24  # candidates of a search that are kept for the report, at least
 LONG_ITEM = 10.0  # seconds
 BLIND = 0.05  # nats per token: less is no slope to climb
+METHODS = "methods"
 
 
 def run_search(
@@ -94,13 +97,16 @@ class _Run:
         self.stage = ""
         self.units = 0.0  # of what was asked so far
         self.unit_tokens = 0  # of the item in work
+        self.comparison = Comparison()
+        self.method_tokens = 0  # that went into it
 
     def go(self) -> Outcome:
-        cost = self.cost = self._calibrate()
+        self._calibrate()
         interrupted = False
         optimisers: dict[str, Optimiser] = {}
-        stretch = cost.context / self.info.n_ctx_train / self.spec.factor
         try:
+            self._settle_method()
+            stretch = self.cost.context / self.info.n_ctx_train / self.spec.factor
             for plan in self.spec.searches():
                 optimisers[plan.name] = self._optimiser(plan, stretch)
                 self._search(plan.name, optimisers[plan.name])
@@ -117,12 +123,13 @@ class _Run:
             if not self.found:
                 raise
         outcome = Outcome(
-            self.spec, self.info, self.tasks, self.found, self.tests, self._seen(), self.measurer.base, cost.context,
-            self.measurer.n_tokens, self.measurer.seconds, interrupted, self._left() if interrupted else 0.0,
+            self.spec, self.info, self.tasks, self.found, self.tests, self._seen(), self.measurer.base,
+            self.cost.context, self.measurer.n_tokens, self.measurer.seconds, interrupted,
+            self._left() if interrupted else 0.0,
         )  # fmt: skip
         return replace(outcome, layers=self.measurer.scaling(outcome.main.best.candidate))
 
-    def _calibrate(self) -> Cost:
+    def _calibrate(self) -> None:
         """Measure the unscaled model's first items (the first of all warms everything up) and settle what follows."""
         measurer = self.measurer
         indices = range(len(measurer.objective.terms))
@@ -133,16 +140,19 @@ class _Run:
         tokens, seconds = (sum(x) for x in zip(*(measurer.cost(t) for t in indices), strict=True))
         seconds /= measurer.executor.n_workers
         self._check_tasks()
+        stretch = measurer.lengths[0] / self.info.n_ctx_train if self.spec.method == "auto" else 0.0
+        n_units = SHARE * total_units(self.spec, tokens, seconds)
+        self.comparison = Comparison.sized(self.info, stretch, n_units)
         if self.spec.open is not None:
-            self.spec = fitted(self.spec, seconds, measurer.seconds)
+            self.spec = fitted(self.spec, seconds, measurer.seconds + self.comparison.n_units * seconds)
             self.settle(self.spec)
-        cost = cost_of(self.spec, tokens, seconds, measurer.lengths[0], measurer.spent)
+        context, methods = measurer.lengths[0], self.comparison.n_units
+        self.cost = cost_of(self.spec, tokens, seconds, context, measurer.spent, methods)
         budget = Budget.parse(self.spec.budget)
         if budget.unit == "seconds":
             self.end = budget.amount
         measurer.executor.on_tokens = self._computed
-        self.listener.started(self.spec, cost)
-        return cost
+        self.listener.started(self.spec, self.cost)
 
     def _check_tasks(self) -> None:
         """Say so where the model can do nothing, or already does everything, before a search spends hours on it."""
@@ -177,7 +187,7 @@ class _Run:
         if budget.unit == "tokens":  # of the searches
             total = budget.amount / max(cost.n_tokens, 1) + cost.late
         else:
-            total = sum(cost.searches.values()) + cost.late
+            total = cost.methods + sum(cost.searches.values()) + cost.late
         return max(0.0, total - self.units) * self.unit
 
     def _item(self) -> None:
@@ -200,7 +210,7 @@ class _Run:
         if Budget.parse(self.spec.budget).unit == "evaluations":  # a stage may have taken less than was foreseen
             names = [plan.name for plan in self.spec.searches()]
             before = names.index(stage) if stage in names else len(names)
-            self.units = float(sum(self.cost.searches[n] for n in names[:before]))
+            self.units = float(self.cost.methods + sum(self.cost.searches[n] for n in names[:before]))
             if stage.startswith("finals"):
                 self.units += self.cost.finals * names.index(stage.removeprefix("finals: ")) / len(names)
             elif stage == "test":
@@ -209,21 +219,34 @@ class _Run:
 
     # ---- the stages
 
+    def _settle_method(self) -> None:
+        """What the scales multiply, and where the search begins, where the spec leaves it open."""
+        if self.spec.method != "auto":
+            return
+        base = Base()
+        if self.comparison.bases:
+            self.stage = METHODS
+            self.listener.stage(METHODS)
+            ranked = self.comparison.measure(self.measurer, self._item)
+            base = ranked[0].base
+            self.listener.note(in_words(ranked, self.comparison.n_items))
+        change: dict[str, Any] = {"method": base.method}
+        if base.scale > 1:
+            candidate = base.candidate(self.info.n_layer)
+            change |= {"start": candidate.scales, "start_attn": candidate.attn}
+        self.spec = self.spec.model_copy(update=change)
+        self.method_tokens = self.measurer.n_tokens if self.comparison.bases else 0
+
     def _optimiser(self, plan: SearchPlan, stretch: float) -> Optimiser:
         spec = self.spec
         grid = uniform_grid(stretch)
         space = make_space(
             plan.genome, self.info.n_layer, numbers=plan.numbers,
             max_scale=max(USUAL_TOP, grid[-1], *(spec.start or ())), min_scale=spec.min_scale, factor=spec.factor,
-            factor_range=spec.factor_range,
+            factor_range=spec.factor_range, held=spec.begin,
         )  # fmt: skip
         return make_optimiser(
-            plan.optimiser,
-            space,
-            seed=spec.seed,
-            population=spec.population,
-            uniform_scales=grid,
-            start=spec.started_from,
+            plan.optimiser, space, seed=spec.seed, population=spec.population, uniform_scales=grid, start=spec.begin
         )
 
     def _search(self, name: str, optimiser: Optimiser) -> None:
@@ -236,6 +259,8 @@ class _Run:
             left = self.end - self.cost.late * self.unit - measurer.seconds
             budget = Budget(left / n_to_come, "seconds")
         else:
+            if budget.unit == "tokens":  # what the methods took comes out of it
+                budget = Budget(max(1.0, budget.amount - self.method_tokens), "tokens")
             budget = budget.share(spec.n_shares)
         limit = math.inf
         if optimiser.space.name == "uniform" and name != spec.label:
@@ -313,8 +338,8 @@ class _Run:
         """Judge item by item, so that at any moment all are judged on the same ones."""
         spec = self.spec
         judged: dict[str, Candidate | None] = {UNSCALED: None}
-        if (start := spec.started_from) is not None:
-            judged["start"] = start
+        if spec.begin is not None:
+            judged[START] = spec.begin
         judged |= {name: f.best.candidate for name, f in self.found.items()}
         self._begin("test")
         rows: dict[str, list[list[Row]]] = {name: [[] for _ in self.tasks] for name in judged}

@@ -62,12 +62,14 @@ class Space:
     curves     one for each number that moves, in the order of their genes
     low, high  bounds, float [n_genes]
     spread     standard deviation of a full mutation step, float [n_genes]
+    held       what the numbers that do not move stand at, None: 1
     """
 
     def __init__(
         self, name: str, n_layer: int, curves: Sequence[Curve], factor: float = 1.0,
-        factor_range: tuple[float, float] | None = None,
+        factor_range: tuple[float, float] | None = None, held: Candidate | None = None,
     ):  # fmt: skip
+        self.held = held or Candidate((1.0,) * n_layer)
         self.name, self.n_layer, self.curves = name, n_layer, tuple(curves)
         self.factor, self.factor_range = factor, factor_range
         low, high, spread = (np.concatenate([getattr(c, x) for c in curves]) for x in ("low", "high", "spread"))
@@ -109,11 +111,10 @@ class Space:
                 points = own
         if self.factor_range is not None:
             factor = round(math.exp(float(genes[-1])), 2)
-        attn = found.get("attn")
+        attn = found.get("attn", self.held.attn)
         return Candidate(
-            found.get("scale", (1.0,) * self.n_layer), factor, attn if attn and set(attn) != {1.0} else None, points,
-            origin,
-        )  # fmt: skip
+            found.get("scale", self.held.scales), factor, attn if attn and set(attn) != {1.0} else None, points, origin
+        )
 
     def genome(self, parts: Mapping[str, Sequence[float]]) -> Genes:
         """Put genes of the numbers together; a number that is not given is 1 everywhere."""
@@ -150,8 +151,9 @@ def make_space(
     min_scale: float = 1.0,
     factor: float = 1.0,
     factor_range: tuple[float, float] | None = None,
+    held: Candidate | None = None,
 ) -> Space:
-    """The kind of genome called `name` for the numbers "scale", "attn" or "both".
+    """The kind of genome called `name` for the numbers "scale", "attn" or "both"; the others stay as in `held`.
 
     Raises RopebendError if there is none, or if the factor leaves its range.
     """
@@ -163,7 +165,7 @@ def make_space(
         raise RopebendError(f"factor: expected 1 <= low <= {factor:g} <= high, got {factor_range}")
     known = {"scale": scale_number(max_scale, min_scale), "attn": ATTN}
     curves = [CURVES[name](n_layer, known[number]) for number in NUMBERS[numbers]]
-    return Space(name, n_layer, curves, factor, factor_range)
+    return Space(name, n_layer, curves, factor, factor_range, held)
 
 
 def uniform_grid(stretch: float) -> tuple[float, ...]:

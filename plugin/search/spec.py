@@ -15,10 +15,10 @@ from ropebend.choices import (
     USUAL_CONTROLS,
     ExecutorName,
     GenomeName,
-    MethodName,
     NumbersName,
     OpenName,
     OptimiserName,
+    SearchMethodName,
 )
 from ropebend.durations import read_duration
 from ropebend.errors import UsageError
@@ -129,6 +129,8 @@ class SearchSpec(_Strict):
     numbers   which ones move: the layer scales (the paper's method), their attention factors, or both
     min_scale smallest scale; the paper's is 1
     population  candidates per generation; None: what suits the optimiser
+    method    what the scales multiply; "auto": beyond the trained length the best of linear, NTK and YaRN, which is
+              also what the search starts from (see `stretches`), within it "none"
     start     scales per layer that every search tries first: what another search has found, say at half the length
     start_attn  the attention factors that go with them, None: 1
     controls  what the result is compared with, see `searches`
@@ -139,7 +141,7 @@ class SearchSpec(_Strict):
     model: str
     tasks: tuple[TaskSpec, ...]
     transfer: tuple[TaskSpec, ...] = ()
-    method: MethodName = "none"
+    method: SearchMethodName = "none"
     factor: float = 1.0
     factor_range: tuple[float, float] | None = None
     genome: GenomeName = "knots"
@@ -172,11 +174,11 @@ class SearchSpec(_Strict):
     @property
     def rope(self) -> RopeMethod:
         """The extension method underneath."""
-        return RopeMethod(self.method, self.factor)
+        return RopeMethod(self.method if self.method != "auto" else "none", self.factor)
 
     @property
-    def started_from(self) -> Candidate | None:
-        """What `start` says, as a candidate."""
+    def begin(self) -> Candidate | None:
+        """What every search starts from, if there is something."""
         return Candidate(self.start, self.factor, self.start_attn) if self.start is not None else None
 
     @property

@@ -50,9 +50,9 @@ def compare(
     total, done = n_items * (len(factors) * len(methods) + 1), 0
     out: list[Tried] = []
     for number, method in enumerate(methods):
+        underneath: MethodName = "none" if method == "linear" else method
         spec = SearchSpec(
-            model=asked.model, tasks=(task,), method="none" if method == "linear" else method,
-            runtime=asked.runtime, workers=asked.workers,
+            model=asked.model, tasks=(task,), method=underneath, runtime=asked.runtime, workers=asked.workers,
         )  # fmt: skip
         made, log = task.make(), folder / f"method-{method}.jsonl"
         with open_measurer(spec, info, Objective((Term(made),)), (made,), n_items, log) as measurer:
@@ -60,7 +60,7 @@ def compare(
             for factor in [1.0] * (method == "linear") + factors:
                 if best is not None and time.monotonic() - began > seconds * (number + 1) / len(methods):
                     break
-                base = Base(method=spec.method, scale=factor, attn=_magnitude(method, factor))
+                base = Base(method=underneath, scale=factor, attn=_magnitude(method, factor))
                 attn = (base.attn,) * info.n_layer if base.attn != 1 else None
                 c = Candidate((factor,) * info.n_layer, 1.0, attn)
 

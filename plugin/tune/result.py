@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ropebend.evaluate import Comparison, Evaluation, RetrievalEvaluation
 from ropebend.scaling import LayerScaling, ShorterPlan
-from ropebend.search.outcome import UNSCALED, Outcome
+from ropebend.search.outcome import START, UNSCALED, Outcome
 from ropebend.search.spec import MIN_TEST
 
 
@@ -56,8 +56,8 @@ def winner(outcome: Outcome, ctx: int, short_length: int) -> Winner | None:
 def _scaling(outcome: Outcome, name: str) -> LayerScaling:
     if name == outcome.main.name:
         return outcome.layers
-    candidate = outcome.spec.started_from if name == "start" else outcome.found[name].best.candidate
-    assert candidate is not None
+    begin = outcome.spec.begin
+    candidate = begin if name == START and begin is not None else outcome.found[name].best.candidate
     return replace(
         outcome.layers,
         layer_scale=candidate.scales,

@@ -106,11 +106,13 @@ def test_it_starts_from_given_scales_and_stretches_them(optimiser: str) -> None:
     start = (1.0, 1.8, 2.6, 2.4, 1.6, 1.2)
     o = make_optimiser(optimiser, make_space("bezier", 6), uniform_scales=(1.5, 2.0), start=Candidate(start))
     first = o.ask()
-    assert np.abs(np.subtract(first[-1].scales, start)).max() < 0.1
+    assert first[0].scales == (1.0,) * 6
+    assert np.abs(np.subtract(first[1].scales, start)).max() < 0.1
+    assert [c.origin for c in first[2:]] == [f"start, scale × {k}" for k in ("0.8", "0.9", "1.1", "1.25")]
     o.tell([bowl([2.0, *start[1:]])(c) for c in first])
     stretched = [c for c in o.ask() if c.origin.startswith("start stretched")]
-    assert [c.scales[2] > first[-1].scales[2] for c in stretched] == [False, True, True]
-    assert o.best.candidate is first[-1]
+    assert [c.scales[2] > first[1].scales[2] for c in stretched] == [False, True, True]
+    assert o.best.candidate is first[1]
 
 
 @pytest.mark.parametrize("genome", CURVES)

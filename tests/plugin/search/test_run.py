@@ -85,6 +85,37 @@ def test_both_numbers_are_found_written_and_judged_beside_the_scales_alone(tmp_p
     assert run_folder.run_in(tmp_path, again).layers == outcome.layers
 
 
+def test_beyond_the_trained_length_it_begins_from_the_best_method(tmp_path: Path) -> None:
+    long = TaskSpec(name="kv", options={"keys": 48, "depths": [0.0, 1.0]})
+    wanted = spec(**{**BOTH, "budget": "8"}, tasks=(long,), method="auto", controls=("scales",))
+    whole = run_folder.run_in(tmp_path / "whole", run_folder.start(tmp_path / "whole", wanted))
+    lines = (tmp_path / "whole" / "evaluations.jsonl").read_text().splitlines(keepends=True)
+    assert {"ntk", "yarn"} <= {json.loads(line).get("method") for line in lines}
+    assert list(whole.tests) == ["unscaled", "start", "scales", "knots cma"]
+    begin = whole.spec.begin
+    assert begin is not None
+    assert begin.is_uniform
+    assert begin.scales[0] > 1
+    assert whole.layers.rope.method == whole.spec.method != "auto"
+    attn = round(begin.number("attn")[0], 2)
+    assert {round(v, 2) for v in whole.found["scales"].best.candidate.number("attn")} == {attn}  # the base's own
+    for n in (5, len(lines) // 2, len(lines)):
+        part = tmp_path / str(n)
+        run_folder.start(part, wanted)
+        (part / "evaluations.jsonl").write_text("".join(lines[:n]))
+        again, _ = run_folder.resume(part)
+        outcome = run_folder.run_in(part, again)
+        assert outcome.layers.layer_scale == whole.layers.layer_scale
+        assert outcome.layers.rope == whole.layers.rope
+        assert outcome.n_tokens == whole.n_tokens
+
+
+def test_within_the_trained_length_there_is_no_method() -> None:
+    outcome = run_search(spec(method="auto", budget="4"))
+    assert (outcome.spec.method, outcome.spec.begin) == ("none", None)
+    assert "start" not in outcome.tests
+
+
 def test_an_older_run_folder_moves_the_scales_alone(tmp_path: Path) -> None:
     run_folder.start(tmp_path, spec())
     config = json.loads((tmp_path / "config.json").read_text())
