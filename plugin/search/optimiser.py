@@ -60,6 +60,9 @@ class Optimiser:
         self.n_repeated = 0  # genomes drawn that stood for a candidate asked for before
         self.rng = np.random.default_rng(seed)
         self.scores: dict[Key, float] = {}
+        # what it begins from, by number: genes, fitted once
+        ones = Candidate((1.0,) * space.n_layer)
+        self._origin = {c.number.name: genes_of(c, (start or ones).number(c.number.name)) for c in space.curves}
         self._ranked: list[tuple[Genes, Scored]] = []  # best first; among equals the older one stays ahead
         self._asked: list[tuple[Genes, Candidate]] = []
 
@@ -139,7 +142,7 @@ class Optimiser:
     def _first(self) -> list[Genome]:
         out: list[Genome] = [(self.space.uniform(), "ones")]
         if self.start is not None:
-            out.append((self.space.near(self.start), "start"))
+            out.append((self.space.genome(self._origin), "start"))
         return out + [level for curve in self.space.curves for level in self._levels(curve)]
 
     def _levels(self, curve: Curve) -> list[Genome]:
@@ -155,16 +158,12 @@ class Optimiser:
 
     def moved(self, curve: Curve, values: Sequence[float]) -> Genes:
         """The genome of where the search begins, with other values of one number."""
-        parts = {curve.number.name: genes_of(curve, values)}
-        if self.start is not None:
-            for other in self.space.curves:
-                parts.setdefault(other.number.name, genes_of(other, self.start.number(other.number.name)))
-        return self.space.genome(parts)
+        return self.space.genome({**self._origin, curve.number.name: genes_of(curve, values)})
 
     def known_levels(self, curve: Curve) -> list[tuple[Values, float]]:
         """Values per layer and score of what was told of one number moved as a whole, the beginning first."""
         number = curve.number.name
-        begin = self.space.express(self.space.uniform() if self.start is None else self.space.near(self.start))
+        begin = self.space.express(self.space.genome(self._origin))
         others = (self.space.express(genes) for genes, _ in self._levels(curve))
         known = [(c.number(number), self.scores[c.key]) for c in others if c.key in self.scores]
         return [(begin.number(number), self.scores.get(begin.key, -math.inf)), *known]
@@ -182,10 +181,11 @@ class Optimiser:
                 finer = [(base * k, f"uniform {number.name} {base[0] * k:g}") for k in (0.94, 0.97, 1.03, 1.06)]
                 out += [(self.moved(curve, values.tolist()), origin) for values, origin in finer]
                 continue
+            by = step(curve)
             for k, layers in enumerate(np.array_split(np.arange(curve.n_layer), 3)):
                 for sign in (1, -1):
                     values = base.copy()
-                    values[layers] = np.clip(values[layers] + sign * step(curve), number.low, number.high)
+                    values[layers] = np.clip(values[layers] + sign * by, number.low, number.high)
                     if (values != base).any():
                         origin = f"{number.name} {values[layers[0]]:g} in third {k + 1}"
                         out.append((self.moved(curve, values.tolist()), origin))
