@@ -98,9 +98,12 @@ class Model(Closing):
     def _tokens_with(self, mask: int) -> dict[str, int]:
         if lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_NONE:
             return {}  # llama.cpp aborts when asked for one of its tokens
-        attributes = lib.llama_vocab_get_attr
-        tokens = (t for t in range(self.n_vocab) if attributes(self._vocab, t) & mask)
+        tokens = (t for t, attributes in enumerate(self._attributes) if attributes & mask)
         return {self.piece(t, special=True).decode(errors="replace"): t for t in tokens}
+
+    @functools.cached_property
+    def _attributes(self) -> list[int]:
+        return [lib.llama_vocab_get_attr(self._vocab, t) for t in range(self.n_vocab)]
 
     @property
     def bos_token(self) -> int:
