@@ -219,9 +219,9 @@ class Tuning:
 
     def _compare_methods(self) -> None:
         from ropebend.cli.progress import Bar
-        from ropebend.tune.methods import compare, name_of
+        from ropebend.search.stretches import Base
+        from ropebend.tune.methods import compare
         from ropebend.tune.plan import METHOD_SHARE
-        from ropebend.tune.state import Base
 
         assert self.state.task is not None
         if not self.beyond:
@@ -234,16 +234,16 @@ class Tuning:
         began = time.monotonic()
         with Bar(self.console, time.monotonic) as bar:
 
-            def show(method: str, factor: float, done: float) -> None:
+            def show(base: Base, done: float) -> None:
                 spent = time.monotonic() - began
-                bar.show(f"{method} ×{factor:g}", done, min(spent * (1 - done) / max(done, 1e-9), seconds))
+                bar.show(str(base), done, min(spent * (1 - done) / max(done, 1e-9), seconds))
 
             n_units = int(seconds / max(self.state.unit, 1e-3))
             ranked, n_items = compare(self.asked, self.info, self.state.task, self.run.path, n_units, seconds, show)
         for tried in ranked:
-            self.say(f"   {name_of(tried.base):<14} score {tried.score:.3f}")
+            self.say(f"   {tried.base!s:<14} score {tried.score:.3f}")
         best = ranked[0].base
-        self.say(f"   on {n_items} items (few); the search begins from {name_of(best)} and moves each layer")
+        self.say(f"   on {n_items} items (few); the search begins from {best} and moves each layer")
         self.state.base = best
         self.run.save()
 
@@ -320,10 +320,8 @@ class Tuning:
         print(commands[0])
 
     def _named(self, outcome: Outcome, name: str) -> str:
-        from ropebend.tune.methods import name_of
-
         if name == "start" and self.state.base is not None:
-            return name_of(self.state.base)
+            return str(self.state.base)
         return name
 
     def _in_words(self, outcome: Outcome, found: Winner) -> list[str]:

@@ -15,6 +15,7 @@ from ropebend.search.space import Candidate
 STRETCHES = (1.0, 1.25, 0.7, 1.6)  # times what the length needs; for all methods the first one first
 SHARE = 0.12  # of a budget that goes into this, at most
 MOST_ITEMS = 4
+UNSTRETCHED = "unscaled"
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,15 @@ class Base:
         # YaRN also multiplies rotated queries and keys (arXiv 2309.00071, section 3.4)
         return cls(method, factor, round(1 + 0.1 * math.log(factor), 4) if method == "yarn" else 1.0)
 
-    def __str__(self) -> str:
+    @property
+    def kind(self) -> str:
+        """Its method as people call it."""
         if self.scale == 1:
-            return "unscaled"
-        return f"{'linear' if self.method == 'none' else self.method} ×{self.scale:g}"
+            return UNSTRETCHED
+        return "linear" if self.method == "none" else self.method
+
+    def __str__(self) -> str:
+        return self.kind if self.scale == 1 else f"{self.kind} ×{self.scale:g}"
 
     def candidate(self, n_layer: int) -> Candidate:
         """These numbers in each of n_layer layers."""
@@ -49,6 +55,18 @@ class Tried(NamedTuple):
 
     base: Base
     score: float
+
+
+def methods_for(info: ModelInfo) -> list[MethodName]:
+    """What can stretch this model; none: position interpolation."""
+    # YaRN does not fit on other methods
+    return ["none", "ntk", "yarn"] if info.rope_scaling[0] == "none" else ["none", "ntk"]
+
+
+def factors_for(stretch: float, n_units: float) -> list[float]:
+    """The factors of a method that are worth so many measurements, two for each; at least one."""
+    n_factors = min(max(int(n_units / 2), 1), len(STRETCHES))
+    return [*dict.fromkeys(round(max(1.02, k * stretch), 2) for k in STRETCHES[:n_factors])]
 
 
 @dataclass(frozen=True)
@@ -67,12 +85,8 @@ class Comparison:
         """
         if stretch <= 1:
             return cls()
-        methods: list[MethodName] = ["none", "ntk"]
-        if info.rope_scaling[0] == "none":  # YaRN does not fit on other methods
-            methods.append("yarn")
-        n_factors = min(max(int(n_units / (2 * len(methods))), 1), len(STRETCHES))
-        factors = dict.fromkeys(round(max(1.02, k * stretch), 2) for k in STRETCHES[:n_factors])
-        bases = (Base(), *(Base.of(method, factor) for method in methods for factor in factors))
+        methods = methods_for(info)
+        bases = (Base(), *(Base.of(m, f) for m in methods for f in factors_for(stretch, n_units / len(methods))))
         return cls(bases, min(max(int(n_units / len(bases)), 1), MOST_ITEMS), info.n_ctx_train)
 
     @property
@@ -86,9 +100,8 @@ class Comparison:
         for base in self.bases:
             measurer.use_method(base.method, self.n_ctx_train)
             (score,) = measurer.scores([base.candidate(measurer.base.n_layer)], range(self.n_items), on_item)
-            name = str(base).split()[0]
-            if name not in best or score > best[name].score:
-                best[name] = Tried(base, score)
+            if base.kind not in best or score > best[base.kind].score:
+                best[base.kind] = Tried(base, score)
         ranked = sorted(best.values(), key=lambda tried: -tried.score)
         measurer.use_method(ranked[0].base.method, self.n_ctx_train)
         return ranked

@@ -13,13 +13,14 @@ from ropebend.model_info import ModelInfo
 from ropebend.runtime import Runtime
 from ropebend.search.cost import DoesNotFit, fitted
 from ropebend.search.spec import MIN_TEST, SearchSpec, TaskSpec
+from ropebend.search.stretches import SHARE, Base
 from ropebend.tasks import option_types
 from ropebend.tasks.task import DEPTHS
-from ropebend.tune.state import Asked, Base, State
+from ropebend.tune.state import Asked, State
 
 #: From the hardest to the easiest: the first one that a model can do and loses on is taken.
 TASKS = ("kv", "ruler:niah_multikey_2", "ruler:vt", "passkey")
-TASK_SHARE, METHOD_SHARE = 0.2, 0.12  # of the time, at most: finding a task, comparing methods
+TASK_SHARE, METHOD_SHARE = 0.2, SHARE  # of the time, at most: finding a task, comparing methods
 END_SHARE, END_SECONDS = 0.02, 3.0  # kept for reports and for writing the model
 SPEED_SECONDS, SPEED_TOKENS = 3.0, 4096
 ANSWERS = 1.2  # an item takes so many times its prompt, for the questions' own tokens and what is not foreseen

@@ -10,25 +10,17 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ropebend.choices import MethodName
 from ropebend.errors import RopebendError, UsageError
 from ropebend.files import write_json
 from ropebend.runtime import Runtime
 from ropebend.search import folder as run_folder
 from ropebend.search.digest import model_sample
 from ropebend.search.spec import TaskSpec
+from ropebend.search.stretches import Base
 from ropebend.shell import command
 
 FORMAT = "ropebend-tune/1"
 STATE, PICTURE = "tune.json", "lengths.png"
-
-
-class Base(BaseModel):
-    """What every layer alike does best: an extension method, and the scale and attention factor that go with it."""
-
-    method: MethodName = "none"
-    scale: float = 1.0
-    attn: float = 1.0
 
 
 class Asked(BaseModel):
