@@ -212,6 +212,10 @@ def search_command(
             outcome = search_with_progress(part, spec)
         except DoesNotFit as e:
             raise UsageError(f"{e}\n  {_again(sys.argv[1:], e.budget)}") from None
+        except KeyboardInterrupt:  # before there is a best
+            go_on = command("ropebend", "search", "--resume", output)
+            typer.echo(f"stopped before any search; what is measured is kept\ngo on:  {go_on}", err=True)
+            raise typer.Exit(130) from None
         outcomes.append(outcome)
         print_outcome(outcome)
         print(f"\nwrote {part / 'factors.json'} and {part / 'report.html'}")

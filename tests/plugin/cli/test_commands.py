@@ -167,6 +167,23 @@ def test_ctrl_c_writes_the_best_so_far(tmp_path: Path) -> None:
     assert LayerScaling.load(tmp_path / "run/factors.json").n_layer == 6
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_before_there_is_a_best_says_how_to_go_on(tmp_path: Path) -> None:
+    args = ["search", NEEDLE, "--keys", "40", "--budget", "100000", "-t", "1", "-o", "run"]
+    command = [sys.executable, "-m", "ropebend.cli", *args]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if line.startswith("at most"):  # the plan; comparing the methods is next, and takes many seconds
+                run.send_signal(signal.SIGINT)
+                break
+        out, err = run.communicate()
+    assert (run.returncode, out) == (130, "")
+    assert err.endswith("stopped before any search; what is measured is kept\ngo on:  ropebend search --resume run\n")
+    assert (tmp_path / "run/evaluations.jsonl").read_text().count("\n") >= 2
+    assert run_folder.resume(tmp_path / "run")[0].method == "auto"
+
+
 def test_gpu_layers_without_a_gpu_say_that_they_do_nothing(tmp_path: Path) -> None:
     model = write_llama(tmp_path / "m.gguf")
     small_eval = ["eval", model, "--keys", 2, "--samples", 1]
