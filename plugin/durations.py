@@ -17,6 +17,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.1f} days"
 
 
+def brief(value: float) -> str:
+    """Two digits of a figure, and all of a whole one: "0.36", "7.5", "130"."""
+    return f"{value:.2g}" if value < 99.5 else f"{value:,.0f}"
+
+
 def read_duration(text: str) -> float | None:
     """Seconds of "90s", "5m", "2h"; None for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)", text.strip())

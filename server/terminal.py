@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ropebend.cli.options import ModelPath, takes_runtime, takes_scales
+from ropebend.durations import brief
 from ropebend.errors import RopebendError
 from ropebend.files import read_text
 from ropebend.runtime import Runtime
@@ -207,7 +208,7 @@ class Terminal:
         speed = f"{(f.n_tokens - 1) / after:,.0f} tokens/s, " if f.n_tokens > 1 and after > 0 else ""
         used = f"{f.n_prompt + f.n_tokens:,} of {self._conversation.facts.n_ctx:,} tokens of context used"
         end = {"stop": "", "length": "; stopped at the most tokens", "interrupted": "; stopped by you"}[f.reason]
-        return f"[first token after {f.first:.2g} s, {speed}{used}{end}]"
+        return f"[first token after {brief(f.first)} s, {speed}{used}{end}]"
 
     def _note(self, text: str) -> None:
         self._err.print(text, markup=False, style="dim", soft_wrap=True)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropebend.durations import duration, short_duration
+from ropebend.durations import brief, duration, short_duration
 from ropebend.errors import RopebendError
 from ropebend.runtime import Runtime
 
@@ -148,7 +148,7 @@ class Measurement:
         say = self.console.print
         say(
             f"{self.task.name}: items of {n_tokens:,} prompt tokens{asked}; {speed:,.0f} tokens/s, about "
-            f"{seconds:.2g} s an item",
+            f"{brief(seconds)} s an item",
             highlight=False, markup=False,
         )  # fmt: skip
         n_left = self.n_items - self.n_before

@@ -11,7 +11,7 @@ from rich.console import Console
 from ropebend.cli.eval import accuracy_table
 from ropebend.cli.progress import Bar, stopping_kindly
 from ropebend.cli.show import render
-from ropebend.durations import duration
+from ropebend.durations import brief, duration
 from ropebend.search import seeds
 from ropebend.search.cost import Cost
 from ropebend.search.folder import run_in
@@ -73,7 +73,7 @@ def plan_in_words(spec: SearchSpec, cost: Cost) -> list[str]:
     speed = f"{cost.n_tokens / cost.seconds:,.0f} tokens/s" if cost.seconds else "as measured before"
     methods = f"first {cost.methods} measurements of linear, NTK and YaRN; then " if cost.methods else ""
     lines = [
-        f"prompts of up to {cost.context:,} tokens; {speed}, {cost.seconds:.2g} s for a set of scales on an item",
+        f"prompts of up to {cost.context:,} tokens; {speed}, {brief(cost.seconds)} s for a set of scales on an item",
         f"{methods}searches: {names}; each set on {spec.screen} items"
         + (f", {finals} of each search" if finals else "")
         + f"; judged on {spec.test} unseen items",
@@ -90,7 +90,7 @@ def plan_in_words(spec: SearchSpec, cost: Cost) -> list[str]:
     so_far = f" ({duration(cost.spent)} are behind it)" if cost.spent > 60 else ""
     lines.append(
         f"at most {duration(total)}{so_far}, of which {duration(late)} for finals and judgement; "
-        f"about {n_tokens / 1e6:.2g} M prompt tokens; Ctrl-C keeps the best so far"
+        f"about {brief(n_tokens / 1e6)} M prompt tokens; Ctrl-C keeps the best so far"
     )
     return lines
 

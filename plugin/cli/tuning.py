@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropebend.durations import duration
+from ropebend.durations import brief, duration
 from ropebend.errors import RopebendError, UsageError
 from ropebend.shell import command
 
@@ -73,7 +73,7 @@ class Tuning:
             seconds = pace.predict(asked.ctx)
             self.say(
                 f"\n{pace.n_tokens / max(pace.seconds, 1e-9):,.0f} tokens/s here: a prompt of {asked.ctx:,} tokens "
-                f"takes {seconds:.2g} seconds, {duration(asked.time)} hold about {asked.time / seconds:,.0f} of them"
+                f"takes {brief(seconds)} seconds, {duration(asked.time)} hold about {asked.time / seconds:,.0f} of them"
             )
             if (fits := plan.too_short(asked, self.info, pace)) is not None:
                 self.run.discard()

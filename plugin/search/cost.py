@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ropebend.durations import short_duration
+from ropebend.durations import brief, short_duration
 from ropebend.errors import UsageError
 from ropebend.search.spec import MIN_TEST, UNIFORM_BUDGET, Budget, SearchSpec, TaskSpec
 
@@ -124,7 +124,7 @@ def fitted(spec: SearchSpec, seconds: float, spent: float) -> SearchSpec:
     needed = spent + _least(found) * seconds * SLACK
     fits = short_duration(needed)
     raise DoesNotFit(
-        f"--budget {spec.budget} is too short: an item takes {seconds:.2g} seconds here, so that {spec.budget} hold "
+        f"--budget {spec.budget} is too short: an item takes {brief(seconds)} seconds here, so that {spec.budget} hold "
         f"{max(0, int(time / seconds))} measurements, and the least that makes a search takes {_least(found)}; "
         f"--budget {fits} fits, and shorter prompts take less",
         fits,

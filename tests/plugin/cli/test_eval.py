@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from ropebend import Model, UsageError
 from ropebend.cli import app
 from ropebend.context import Context
-from ropebend.durations import duration, read_duration, short_duration
+from ropebend.durations import brief, duration, read_duration, short_duration
 from ropebend.evaluate import Evaluation, Row, open_evaluator
 from ropebend.evaluate.diagnosis import diagnosis
 from ropebend.evaluate.pace import Pace
@@ -133,6 +133,7 @@ def test_durations_in_words() -> None:
     assert [duration(s) for s in (1, 59.6, 150, 7000, 90000, 10**6)] == [
         "1 second", "60 seconds", "2 minutes", "1.9 hours", "25.0 hours", "11.6 days",
     ]  # fmt: skip
+    assert [brief(v) for v in (0.3612, 7.54, 98.7, 99.5, 131.4, 2345.0)] == ["0.36", "7.5", "99", "100", "131", "2,345"]
     assert [read_duration(t) for t in ("90s", "1.5 h", "20m", "20", "0s", "m")] == [90, 5400, 1200, None, None, None]
     for s in (1, 61, 700, 10_000, 11_000, 10**6):
         assert s <= (read_duration(short_duration(s)) or 0) <= max(60, 2 * s)
