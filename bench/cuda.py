@@ -108,7 +108,8 @@ def plans(n_layer: int) -> dict[str, LayerScaling | None]:
         "unscaled": None,
         "uniform 2": LayerScaling.uniform(2.0, n_layer),
         "rising": LayerScaling(tuple(1.0 + 3.0 * depth)),
-        "falling": LayerScaling(tuple(4.0 - 3.0 * depth)),
+        "factors": LayerScaling((1.0,) * n_layer, layer_attn_factor=tuple(1.0 + 0.4 * depth)),
+        "both": LayerScaling(tuple(4.0 - 3.0 * depth), layer_attn_factor=tuple(1.4 - 0.4 * depth)),
     }
 
 
