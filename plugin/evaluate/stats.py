@@ -1,10 +1,13 @@
-"""Intervals and tests.  Questions about one item (a JSON object, say) are not independent: the item is what counts."""
+"""Intervals and tests.  Questions about one item (a JSON object, say) are not independent: the item is what counts.
+
+scipy.stats takes longer to import than an evaluation to begin: only comparisons need it.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 Interval = tuple[float, float]
 CONFIDENCE = 0.95
@@ -13,13 +16,10 @@ N_RESAMPLES = 10_000
 
 def wilson(n_correct: float, n: float) -> Interval:
     """Wilson's score interval for `n_correct` of `n` independent questions (1927); n may be an effective number."""
-    if float(n_correct).is_integer() and float(n).is_integer():
-        ci = stats.binomtest(int(n_correct), int(n)).proportion_ci(CONFIDENCE, method="wilson")
-        return float(ci.low), float(ci.high)
-    z2, p = stats.norm.ppf((1 + CONFIDENCE) / 2) ** 2, n_correct / n
+    z2, p = special.ndtri((1 + CONFIDENCE) / 2) ** 2, n_correct / n
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return float(max(0.0, middle - half)), float(min(1.0, middle + half))
+    return (0.0 if p == 0 else float(middle - half)), (1.0 if p == 1 else float(middle + half))
 
 
 def accuracy_interval(value: npt.NDArray[np.float64]) -> Interval:
@@ -35,7 +35,7 @@ def accuracy_interval(value: npt.NDArray[np.float64]) -> Interval:
     if n_items > 1:
         variance = float(value.mean(axis=1).var(ddof=1)) / n_items
         tail = (1 + CONFIDENCE) / 2
-        few = (stats.t.ppf(tail, n_items * n_questions - 1) / stats.t.ppf(tail, n_items - 1)) ** 2
+        few = (special.stdtrit(n_items * n_questions - 1, tail) / special.stdtrit(n_items - 1, tail)) ** 2
         if variance > 0:
             worth = few * p * (1 - p) / variance
         elif 0 < p < 1:
@@ -49,7 +49,7 @@ def mean_interval(per_item: npt.NDArray[np.float64]) -> Interval | None:
     n = len(per_item)
     if n < 2:
         return None
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * per_item.std(ddof=1) / np.sqrt(n))
+    half = float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2) * per_item.std(ddof=1) / np.sqrt(n))
     return float(per_item.mean()) - half, float(per_item.mean()) + half
 
 
@@ -59,6 +59,8 @@ def cluster_bootstrap(per_item: npt.NDArray[np.float64], seed: int = 0) -> Inter
     """
     if len(per_item) < 2:
         return float(per_item[0]), float(per_item[0])
+    from scipy import stats
+
     found = stats.bootstrap(
         (per_item,), np.mean, confidence_level=CONFIDENCE, n_resamples=N_RESAMPLES, method="percentile", rng=seed
     )
@@ -72,6 +74,8 @@ def sign_flip_p(difference: npt.NDArray[np.float64], seed: int = 0) -> float:
     """
     if not difference.any():
         return 1.0
+    from scipy import stats
+
     found = stats.permutation_test(
         (difference,), np.mean, permutation_type="samples", n_resamples=N_RESAMPLES, vectorized=True, rng=seed
     )

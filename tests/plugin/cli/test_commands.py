@@ -105,7 +105,7 @@ def test_perplexity_of_a_text(tmp_path: Path) -> None:
 
 
 def test_search_writes_factors_that_the_other_commands_take(tmp_path: Path) -> None:
-    args = ["search", NEEDLE, "--keys", 40, "--screen", 1, "--finals", "2x2", "--test", 2, "--controls", "uniform"]
+    args = ["search", NEEDLE, "--keys", 8, "--screen", 1, "--finals", "2x2", "--test", 2, "--controls", "uniform"]
     args += ["--budget", 14, "--seed", 3, "-t", 1]
     run = ropebend(*args, "-o", "run", cwd=tmp_path)
     assert "knots cma" in run.stdout
@@ -123,21 +123,8 @@ def test_search_writes_factors_that_the_other_commands_take(tmp_path: Path) -> N
     ropebend("add-scales", NEEDLE, "run/factors.json", "-o", "scaled.gguf", cwd=tmp_path)
     from_gguf = ropebend("show", "scaled.gguf", "--json", cwd=tmp_path).stdout
     assert LayerScaling.from_json(json.loads(from_gguf)) == LayerScaling.load(tmp_path / "run/factors.json")
-    by_file = ["eval", "scaled.gguf", "--keys", 40, "--samples", 1, "-t", 1, "-o", "a.json"]
-    by_factors = [
-        "eval",
-        NEEDLE,
-        "--factors",
-        "run/factors.json",
-        "--keys",
-        40,
-        "--samples",
-        1,
-        "-t",
-        1,
-        "-o",
-        "b.json",
-    ]
+    by_file = ["eval", "scaled.gguf", "--keys", 8, "--samples", 1, "-t", 1, "-o", "a.json"]
+    by_factors = ["eval", NEEDLE, "--factors", "run/factors.json", *by_file[2:-1], "b.json"]
     ropebend(*by_file, cwd=tmp_path)
     ropebend(*by_factors, cwd=tmp_path)
     a, b = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
@@ -146,7 +133,7 @@ def test_search_writes_factors_that_the_other_commands_take(tmp_path: Path) -> N
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_writes_the_best_so_far(tmp_path: Path) -> None:
-    args = ["search", NEEDLE, "--keys", "30", "--screen", "1", "--budget", "100000", "-t", "1", "-o", "run"]
+    args = ["search", NEEDLE, "--keys", "8", "--screen", "1", "--budget", "100000", "-t", "1", "-o", "run"]
     command = [sys.executable, "-m", "ropebend.cli", *args]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(

@@ -34,7 +34,7 @@ from ropebend.tasks.task import RetrievalTask
 
 NEEDLE = str(resources.files("ropebend.models.needle") / "needle-Q8_0.gguf")
 EPSILON = 0.3  # logits; the margin rule: verdicts may differ only where two tokens are this close
-SCALINGS = [None, LayerScaling((1.5, 1.0, 1.0, 1.5, 1.25, 1.0))]
+SCALINGS = [None, LayerScaling((1.0, 1.3, 1.2, 1.1, 1.0, 1.0))]  # under both some answers are right, some wrong
 ONE = Runtime(n_threads=1)
 
 
@@ -77,7 +77,7 @@ def slow_answers(model: Model, task: RetrievalTask, n: int, scaling: LayerScalin
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("n_pairs", [6, 26, 44])
+@pytest.mark.parametrize("n_pairs", [6, 26, 36])
 @pytest.mark.parametrize("scaling", SCALINGS, ids=["unscaled", "scaled"])
 def test_fast_and_slow_give_the_same_verdicts(
     needle: Model, protocol: str, n_pairs: int, scaling: LayerScaling | None
@@ -94,7 +94,7 @@ def test_fast_and_slow_give_the_same_verdicts(
 
 
 def test_llama_cpp_python_gives_the_same_verdicts(needle: Model) -> None:
-    task = KVRetrieval(keys=20, seed=9)
+    task = KVRetrieval(keys=12, seed=9)
     fast = answers(needle, task, 2)
     llm = llama_cpp.Llama(NEEDLE, n_ctx=1024, n_threads=1, verbose=False)
     for answer, q in zip(fast, [q for i in range(2) for q in task.item(i).questions], strict=True):
