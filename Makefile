@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12   interpreter for .venv (3.10 to 3.13)
 #   CMAKE_ARGS=...      more switches for the build of llama.cpp, e.g. -DGGML_CUDA=on
-#   PYTEST_ARGS=...     e.g. -k hook -x
+#   PYTEST_ARGS=...     e.g. -k hook -x; -n 0 --pdb for one process and a debugger
 
 PYTHON ?= python3
 VENV   := .venv
@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/ropebend demo
 
 test: $(VENV)/.test
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint
 	$(PY) -m ruff check .
