@@ -1,4 +1,4 @@
-# make demo | test | lint | format | clean. Each makes the environment it needs; a second call takes seconds.
+# make demo | test | lint | format | results | clean. Each makes the environment it needs; a second call takes seconds.
 #
 #   PYTHON=python3.12   interpreter for .venv (3.10 to 3.13)
 #   CMAKE_ARGS=...      more switches for the build of llama.cpp, e.g. -DGGML_CUDA=on
@@ -13,7 +13,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.[ch])
 EDITABLE := --no-build-isolation --editable
 
-.PHONY: all demo test lint format clean
+.PHONY: all demo test lint format results clean
 all: $(VENV)/.installed
 
 demo: $(VENV)/.installed
@@ -33,6 +33,9 @@ lint: $(VENV)/.lint
 format: $(VENV)/.lint
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+results: $(VENV)/.installed
+	$(PY) bench/results.py
 
 clean:
 	rm -rf $(VENV) build demo src/*.egg-info plugin/*.so .mypy_cache .ruff_cache .pytest_cache

@@ -46,7 +46,8 @@ def add_scales(
         typer.Argument(
             metavar="[FACTORS[@TOKENS]]...",
             help="The scales: a factors.json or a bare JSON list, one scale a layer.  Several, with the longest "
-            "sequences they are for: none@8192 at-16k.json@16k at-32k.json; none: unscaled.",
+            "sequences they are for: none@8192 at-16k.json@16k at-32k.json; none: unscaled, auto: the ready factors "
+            "for this model (ropebend factors).",
             show_default=False,
         ),
     ] = None,
@@ -126,6 +127,7 @@ def add_scales(
     from ropebend.convert.gguf_file import GgufFile  # gguf-py takes longer to import than --help to print
     from ropebend.convert.job import Job
     from ropebend.convert.report import done, facts, planned
+    from ropebend.factors import in_words
     from ropebend.model_info import Header
     from ropebend.scaling.by_length import read_parts, with_short_unscaled
 
@@ -140,7 +142,10 @@ def add_scales(
         if not (remove or factors or given):
             raise UsageError("a factors file is needed (or --scale, --method, or --remove)")
         with _stoppable(), GgufFile(model) as source:
-            scaling = None if remove else read_parts(factors) if factors else _plain(source, scale, method, factor)
+            scaling = None
+            if not remove:
+                words = in_words(factors or (), model)
+                scaling = read_parts(words) if words else _plain(source, scale, method, factor)
             if scaling is not None and short_prompts_unscaled:
                 scaling = with_short_unscaled(scaling, Header(source.path, source.value).count("context_length"))
             job = Job.prepare(source, scaling, out, in_place, force, shards)

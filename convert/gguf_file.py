@@ -7,6 +7,7 @@ the file before it is believed, and the work is bounded: no file makes the scan 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import struct
@@ -125,6 +126,14 @@ class GgufFile:
                 raise FileError(f"{self.path}: ended at byte {start} while being read; expected {end} bytes")
             start += len(chunk)
             yield chunk
+
+    def tensors_digest(self) -> str:
+        """SHA-256, hex, of all tensors: names, shapes, types and data.  Other metadata does not change it."""
+        digest = hashlib.sha256()
+        for start, end in (self.infos, self.data):
+            for chunk in self.chunks(start, end):
+                digest.update(chunk)
+        return digest.hexdigest()
 
     def check_unchanged(self) -> None:
         """Raise RopebendError if the file was written to since it was opened."""

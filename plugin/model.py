@@ -14,6 +14,7 @@ import llama_cpp.llama_cpp as lib
 from typing_extensions import Self
 
 from ropebend.errors import RopebendError
+from ropebend.factors import resolve
 from ropebend.model_info import ModelInfo
 from ropebend.native import captured_log, check_tokenizer, quiet_llama_log, tokenize
 from ropebend.placement import model_params
@@ -179,7 +180,7 @@ def scaling_for(info: ModelInfo, source: ScaleSource) -> LayerScaling | None:
     if source.no_scaling:
         return None
     if source.factors is not None:
-        scaling = LayerScaling.load(source.factors)
+        scaling = LayerScaling.load(resolve(source.factors, info.path))
     else:
         plain = source.plain(info.n_layer, info.architecture)
         if plain is None:

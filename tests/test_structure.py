@@ -14,6 +14,6 @@ def test_the_map_is_current() -> None:
     spec.loader.exec_module(tool)
     text = tool.PAGE.read_text()
     assert tool.page(text) == text, "run python tools/module_map.py"
-    rooms = {p.parent.relative_to(ROOT).as_posix() for top in ("plugin", "convert", "server")
+    rooms = {p.parent.relative_to(ROOT).as_posix() for top in ("plugin", "convert", "factors", "server")
              for p in (ROOT / top).rglob("*.py") if not any(part.is_symlink() for part in p.parents)}  # fmt: skip
     assert rooms == set(tool.ROOMS) - {"csrc"}

@@ -24,6 +24,7 @@ ROOMS = {
     "plugin/tune": "the whole job by one command: task, baseline, search, judgement, file",
     "plugin/cli": "the command line",
     "convert": "`ropebend.convert`: scales into and out of a GGUF",
+    "factors": "`ropebend.factors`: scales for public models, ready to take",
     "server": "`ropebend.server`: the process",
     "server/engine": "many requests on one model; knows no HTTP",
     "server/chat": "messages to prompts, answers to messages; pure text",

@@ -22,7 +22,8 @@ COMMANDS = {
     "doctor": ("ropebend.cli.doctor", "doctor", "Check on your model that scales reach every rope node."),
     "eval": ("ropebend.cli.eval", "eval_command", "Measure retrieval by depth, or perplexity."),
     "tune": ("ropebend.cli.tune", "tune", "Do it all: find scales for a length, judge, write them."),
-    "search": ("ropebend.cli.search", "search_command", "Find layer scales with a genetic search."),
+    "search": ("ropebend.cli.search", "search_command", "Find the numbers of each layer, step by step."),
+    "factors": ("ropebend.cli.factors", "factors", "List ready factors for public models."),
     "show": ("ropebend.cli.show", "show", "Print the numbers of a GGUF or factors.json."),
     "add-scales": ("ropebend.convert.add_scales", "add_scales", "Write scales into a GGUF, or remove them."),
     "serve": ("ropebend.server.cli", "serve", "Serve a model over the OpenAI API."),
@@ -60,7 +61,6 @@ def no_such_command(word: str, *rest: str) -> str:
     if path.suffix == ".gguf" or path.is_file():
         return f"{word} is no command; begin with: {command('ropebend', 'info', path)}"
     meant = [MEANT[word]] if word in MEANT else get_close_matches(word.lower().replace("_", "-"), COMMANDS, 2)
-    meant = ["search" if name == "tune" and name not in COMMANDS else name for name in meant]
     if meant:
         return f"No such command {word!r}; did you mean: {' or: '.join(command('ropebend', m, *rest) for m in meant)}"
     return f"No such command {word!r}; ropebend --help lists all, and the road begins with: ropebend info MODEL.gguf"

@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from ropebend.convert.gguf_file import GgufFile
 from ropebend.errors import FileError, RopebendError
+from ropebend.factors import AUTO, ReadyFactors, find
 from ropebend.model_info import NOT_MODELS
 from ropebend.scaling import LayerScaling
 from ropebend.scaling.rope_method import OWN_METHODS
@@ -35,10 +36,13 @@ def info(
             for text in doubts(sheet.scaling, sheet.n_ctx_train):
                 print(f"note         {text}")
         obstacle, n_ctx_train = sheet.obstacle, sheet.n_ctx_train
+        known = sheet.ready_factors()
+        if known is not None:
+            print(f"ready scales {known.figures}, up to {known.n_ctx:,} tokens", flush=True)
     if speed and obstacle is None:
         print(f"speed        {measure_speed(model, threads)}", flush=True)
     print()
-    for what, line in next_steps(model, obstacle, sheet.scaling, n_ctx_train):
+    for what, line in next_steps(model, obstacle, sheet.scaling, n_ctx_train, ready=known is not None):
         print(f"{what + ':':<12} {line}")
 
 
@@ -106,6 +110,10 @@ class Sheet:
         except RopebendError as e:
             return str(e)
         return None
+
+    def ready_factors(self) -> ReadyFactors | None:
+        """Those that come with ropebend for this model, if it has no scales yet."""
+        return find(self._file) if self.obstacle is None and self.scaling is None else None
 
     # ---- as lines
 
@@ -210,7 +218,12 @@ def measure_speed(model: Path, threads: int) -> str:
 
 
 def next_steps(
-    model: Path, obstacle: str | None, scaling: LayerScaling | None, n_ctx_train: int | None = None
+    model: Path,
+    obstacle: str | None,
+    scaling: LayerScaling | None,
+    n_ctx_train: int | None = None,
+    *,
+    ready: bool = False,
 ) -> list[tuple[str, str]]:
     """What to type next: label and command."""
     ctx = min(2 * n_ctx_train, 16384) if n_ctx_train else 16384
@@ -222,7 +235,9 @@ def next_steps(
             ("serve it", command("ropebend", "serve", model)),
             ("the scales", command("ropebend", "show", model)),
         ]
+    add = [("take those", command("ropebend", "add-scales", model, AUTO))] if ready else []
     return [
+        *add,
         ("measure it", command("ropebend", "eval", model)),
         ("find scales", command("ropebend", "tune", model, "--ctx", ctx)),
         ("serve it", command("ropebend", "serve", model)),

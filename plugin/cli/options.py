@@ -234,7 +234,12 @@ def _scale_options(env: bool) -> dict[str, tuple[str, Any]]:
         return name, Annotated[kind, typer.Option(long, envvar=var, help=help_, show_default=False)]
 
     return {
-        "factors": flag(Path | None, "factors", "The scales of this factors.json, instead of those in the GGUF."),
+        "factors": flag(
+            Path | None,
+            "factors",
+            "The scales of this factors.json, instead of those in the GGUF; auto: "
+            "the ready ones for this model (ropebend factors).",
+        ),
         "scale": flag(float | None, "scale", "This scale for every layer instead: 2 fits twice the length."),
         "method": flag(StretchName | None, "method", "This extension method instead; linear is interpolation."),
         "factor": flag(float | None, "factor", "The method's factor: 2 fits twice the length."),
