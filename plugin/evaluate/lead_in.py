@@ -13,10 +13,10 @@ from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_softmax
 
 from ropebend.context import Context
 from ropebend.errors import RopebendError
+from ropebend.evaluate.logits import token_logprobs
 from ropebend.evaluate.prompts import Prompts
 from ropebend.model import Model
 from ropebend.runtime import Runtime
@@ -145,9 +145,9 @@ def _forced(
         context.seq_cp(0, 1)
         context.decode(gold[:-1], len(prompt), 1, all_logits=True)
         rows += [*context.all_logits(len(gold) - 1)]
-    logits = np.stack(rows).astype(np.float64)
+    logits = np.stack(rows)
     context.seq_rm(1)
-    logprob = float(log_softmax(logits, axis=1)[np.arange(len(gold)), gold].sum())
+    logprob = float(token_logprobs(logits, gold).sum())
     return logprob, logits.argmax(axis=1).tolist() == gold
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
-from scipy.special import logsumexp
 
 from ropebend.context import Batch, Context
 from ropebend.evaluate.evaluation import Row
 from ropebend.evaluate.evaluator import Evaluator
+from ropebend.evaluate.logits import token_logprobs
 from ropebend.model import Model
 from ropebend.runtime import Runtime
 from ropebend.tasks.task import TextTask
@@ -56,14 +55,5 @@ class PerplexityEvaluator(Evaluator):
             self.context.run(b, n)
             self._computed(n, start)
             if len(wanted):
-                total += _logprobs(self.context.all_logits(len(wanted)), tokens[wanted + 1])
+                total += float(token_logprobs(self.context.all_logits(len(wanted)), tokens[wanted + 1]).sum())
         return total / (len(tokens) - 1 - first)
-
-
-def _logprobs(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int32]) -> float:
-    """Summed log-probability, a few rows at a time: flat in memory whatever the vocabulary."""
-    total = 0.0
-    for start in range(0, len(targets), 16):
-        rows = logits[start : start + 16].astype(np.float64)
-        total += float((rows[np.arange(len(rows)), targets[start : start + 16]] - logsumexp(rows, axis=1)).sum())
-    return total

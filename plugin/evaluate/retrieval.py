@@ -19,13 +19,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import logsumexp
 
 from ropebend.context import Batch, Context
 from ropebend.errors import RopebendError
 from ropebend.evaluate.evaluation import Row
 from ropebend.evaluate.evaluator import Evaluator
 from ropebend.evaluate.lead_in import LeadIn, find_lead_in
+from ropebend.evaluate.logits import margins, token_logprobs
 from ropebend.evaluate.prompts import Prompts
 from ropebend.model import Model
 from ropebend.runtime import Runtime
@@ -263,11 +263,10 @@ class RetrievalEvaluator(Evaluator):
     def _judge(self, branch: _Branch, logits: npt.NDArray[np.float32], full: bool) -> None:
         gold = np.asarray(branch.prompt.gold)
         best = logits.argmax(axis=1)
-        log_z = logsumexp(logits.astype(np.float64), axis=1)
-        branch.logprob = float((logits[np.arange(len(gold)), gold] - log_z).mean())
+        branch.logprob = float(token_logprobs(logits, branch.prompt.gold).mean())
         wrong = np.flatnonzero(best != gold)
         n_right = int(wrong[0]) if len(wrong) else len(gold)
-        branch.margin = float(_margins(logits[: n_right + 1]).min())
+        branch.margin = float(margins(logits[: n_right + 1]).min())
         branch.out = branch.prompt.gold[:n_right]
         if n_right < len(gold):
             if not full:
@@ -314,9 +313,9 @@ class RetrievalEvaluator(Evaluator):
     def _advance(self, branch: _Branch, guess: list[int], logits: npt.NDArray[np.float32]) -> None:
         """Keep the guesses that greedy decoding would have made, and its own token where it parts from them."""
         best = logits.argmax(axis=1)
-        margins = _margins(logits)
+        gaps = margins(logits)
         for j, token in enumerate(best.tolist()):
-            branch.margin = min(branch.margin, float(margins[j]))
+            branch.margin = min(branch.margin, float(gaps[j]))
             self._append(branch, token)
             if branch.done:
                 return
@@ -353,7 +352,7 @@ def greedy_answer(
     while len(out) < max_tokens:
         row = context.logits(-1)
         token = int(row.argmax())
-        margin = min(margin, float(_margins(row[None])[0]))
+        margin = min(margin, float(margins(row[None])[0]))
         if model.is_eog(token):
             break
         out.append(token)
@@ -371,11 +370,6 @@ def _longest(tokenize: Prompts, task: RetrievalTask, n_items: int) -> int:
     counts = [len(tokenize(q.prompt, q.prefix)) for q in prompts[:N_TOKENISED]]
     looked_at_all = len(counts) == len(prompts) and n_items <= N_LOOKED_AT
     return max(counts) + (0 if looked_at_all else max(counts) // 32)
-
-
-def _margins(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    top = np.partition(logits, -2, axis=1)[:, -2:]
-    return top[:, 1] - top[:, 0]
 
 
 def _common_prefix(a: Tokens, b: Tokens) -> int:
