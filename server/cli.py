@@ -51,7 +51,8 @@ def serve(
         Path | None, typer.Option("--model", "-m", help="The same, as llama-server has it.", show_default=False)
     ] = None,
     host: Annotated[
-        str, typer.Option(envvar=["ROPEBEND_HOST", "LLAMA_ARG_HOST"], help="Address to listen on.")
+        str,
+        typer.Option(envvar=["ROPEBEND_HOST", "LLAMA_ARG_HOST"], help="Address to listen on; several between commas."),
     ] = "127.0.0.1",
     port: Annotated[
         int,
@@ -253,6 +254,9 @@ def serve(
         keys += _keys_of(api_key_file)
     if parallel is not None and parallel >= n_batch:
         raise UsageError(f"--parallel: expected less than --batch-size {n_batch}, got {parallel}")
+    hosts = _split(host)
+    if not hosts:
+        raise UsageError("--host: expected an address, got none")
     # later, for the command line's sake: llama.cpp and FastAPI take longer than --help
     from ropebend.server.engine import Engine, EngineOptions
     from ropebend.server.openai.app import create_app
@@ -289,7 +293,7 @@ def serve(
         max_body=max_body_size,
     )
     server = Server(app, engine, grace, debug=log_level == "debug")
-    run(server, engine, host, port)
+    run(server, engine, hosts, port)
 
 
 def _chats(template: str | None, file: Path | None, variables: str | None) -> Chats:

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
@@ -19,14 +20,20 @@ from ropebend.server.engine import Engine
 log = logging.getLogger("ropebend.server")
 
 
-def run(server: Server, engine: Engine, host: str, port: int) -> None:
-    """Listen, load and serve until a signal.  RopebendError if the port is taken, loading fails or the engine dies."""
-    listener = listen(host, port)
+def run(server: Server, engine: Engine, hosts: Sequence[str], port: int) -> None:
+    """Listen, load and serve until a signal.  RopebendError if the port is taken, loading fails or the engine dies.
+
+    port: 0 is a free one, the same for all hosts.
+    """
+    listeners: list[socket.socket] = []
+    for host in hosts:
+        listeners.append(listen(host, port))
+        port = listeners[0].getsockname()[1]
     logging.getLogger("uvicorn.error").addFilter(_is_no_cut)
-    name = f"[{host}]" if ":" in host else host
-    log.info("listening on http://%s:%d, loading %s", name, listener.getsockname()[1], engine.options.model)
+    urls = ", ".join(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host in hosts)
+    log.info("listening on %s, loading %s", urls, engine.options.model)
     engine.start()
-    server.run(sockets=[listener])
+    server.run(sockets=listeners)
     ended = engine.stop(timeout=1)
     if engine.failure is not None:
         raise RopebendError(engine.failure)

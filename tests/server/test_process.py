@@ -32,6 +32,7 @@ LONG = {"prompt": "a", "max_tokens": N_CTX_TRAIN - 1, "n": 128, "logit_bias": {"
         (["MODEL", "--api-key", " "], 2, "--api-key: expected a key"),
         (["MODEL", "--cache-type-k", "q3"], 2, "q3"),
         (["MODEL", "--no-such-flag"], 2, "--no-such-flag"),
+        (["MODEL", "--host", ","], 2, "--host: expected an address"),
         (["MODEL", "--chat-template", "chatm"], 2, "--chat-template: chatm is neither a file nor one of bailing, "),
     ],
 )
@@ -55,6 +56,18 @@ def test_a_blank_key_variable_opens_no_server(
     assert f"{name} is set but empty" in server.log
 
 
+def has_ipv6() -> bool:
+    """Whether there is a loopback address of IPv6."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 loopback here")
+
+
 def test_a_port_in_use() -> None:
     with listen("127.0.0.1", 0) as first:
         assert first.proto == socket.IPPROTO_TCP  # else asyncio leaves Nagle's algorithm on
@@ -69,15 +82,20 @@ def test_a_host_that_does_not_exist() -> None:
         listen("nowhere.invalid", 80)
 
 
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+@needs_ipv6
 def test_ipv6() -> None:
-    try:
-        probe = socket.create_server(("::1", 0), family=socket.AF_INET6)
-    except OSError:
-        pytest.skip("no IPv6 loopback here")
-    probe.close()
     with listen("::1", 0) as s:
         assert s.family == socket.AF_INET6
+
+
+@needs_ipv6
+def test_several_addresses_have_one_port(start: Callable[..., Server], models: dict[str, Path]) -> None:
+    server = start(models["plain"], "--host", "127.0.0.1, ::1").wait_until_ready()
+    port = httpx.URL(server.url).port
+    assert f"listening on http://127.0.0.1:{port}, http://[::1]:{port}, loading" in server.log
+    for url in (server.url, f"http://[::1]:{port}"):
+        assert httpx.get(f"{url}/health", timeout=60).status_code == 200
+    assert server.stop() == 0
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
