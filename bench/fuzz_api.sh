@@ -1,7 +1,9 @@
 #!/bin/sh
 # Schemathesis over the OpenAPI document of a running server: bench/fuzz_api.sh http://127.0.0.1:8080
-# Needs `pip install schemathesis` (any environment).  Fails on any 5xx, on answers that are no JSON, and on crashes.
+# More arguments go to schemathesis (--seed 1).  Needs `pip install schemathesis` (any environment).  Fails on any 5xx, on answers that are no JSON, and on crashes.
 set -eu
-exec "${SCHEMATHESIS:-schemathesis}" run "$1/openapi.json" --url "$1" --checks not_a_server_error,content_type_conformance \
+url=$1
+shift
+exec "${SCHEMATHESIS:-schemathesis}" run "$url/openapi.json" --url "$url" --checks not_a_server_error,content_type_conformance \
     --phases examples,coverage,fuzzing --max-examples "${EXAMPLES:-100}" --generation-database none --no-color \
-    --request-timeout 60
+    --request-timeout 60 "$@"

@@ -98,6 +98,10 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("ropebend search model.gguf --search scale --genome bezier --optimiser ga", "as in the paper"),
         ("ropebend search model.gguf --length 16k --start search/factors.json", "from what a shorter length has found"),
     ],
+    "factors": [
+        ("ropebend factors", "all that come along"),
+        ("ropebend factors model.gguf", "those that fit this model, and the commands that take them"),
+    ],
     "show": [("ropebend show search/factors.json", ""), ("ropebend show model.gguf --json", "as factors.json")],
     "add-scales": [
         ("ropebend add-scales model.gguf search/factors.json", "writes model.ropebend.gguf"),

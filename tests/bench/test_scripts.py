@@ -65,7 +65,7 @@ def test_the_check_for_a_gpu_passes_on_the_cpu(tmp_path: Path) -> None:
     args = ("--size", "tiny", "--evaluations", 2, "--rounds", 1, "--tokens", 8, "--keys", 1, "--threads", 1)
     run = bench("cuda.py", *args, "--gpu-layers", 0, cwd=tmp_path)
     found = re.findall(r"^ok   (\w+)", run.stdout, re.MULTILINE)
-    assert found == ["cpu"] * 4 + ["swapped", "alternate"] + ["uniform"] * 3
+    assert found == ["cpu"] * 5 + ["swapped", "alternate"] + ["uniform"] * 3
     assert "FAIL" not in run.stdout
     assert "hooked / unhooked: " in run.stdout
     if not llama_supports_gpu_offload():
