@@ -47,9 +47,13 @@ class Context(Closing):
     """A llama.cpp context whose rope nodes follow a `LayerScaling`.
 
     scaling: "file" (default) takes the scales the GGUF carries, None runs unscaled, or give a `LayerScaling`.
-    n_ctx: KV cells (0: the trained length); n_threads 0: every core this process may use.
+    n_ctx: KV cells (0: the trained length); n_batch, n_ubatch: tokens per llama_decode and per graph; n_threads 0:
+    every core this process may use.
     n_seq_max: there may be room for a few more sequences, where that makes prefill faster.
-    A warm-up decode proves that every rope node is patched; RopebendError names the node that is not.
+    flash_attn: True, False or "auto"; type_k, type_v: of the KV cache, as "q8_0"; rope_freq_scale: llama.cpp's own
+    flag, 0 is the model's; hooked=False leaves llama.cpp as it is (``llama_init_from_model`` and nothing else).
+    A warm-up decode proves that every rope node is patched; RopebendError names the node that is not, or says why
+    llama.cpp makes no such context.
     """
 
     def __init__(
@@ -192,7 +196,8 @@ class Context(Closing):
     ) -> None:
         """Append `tokens` to a sequence from position `pos`, in chunks of n_batch; logits of the last one (or all).
 
-        With all_logits the tokens must fit one batch.
+        With all_logits the tokens must fit one batch (else ValueError).  Raises RopebendError if llama.cpp cannot
+        decode, as when there is no free KV cell.
         """
         if all_logits and len(tokens) > self.n_batch:
             raise ValueError(f"{len(tokens)} tokens do not fit n_batch = {self.n_batch}")
@@ -210,7 +215,10 @@ class Context(Closing):
             self.run(b, n)
 
     def logits(self, i: int = -1) -> npt.NDArray[np.float32]:
-        """Logits of the i-th token of the last batch: a view of shape [n_vocab], valid until the next decode."""
+        """Logits of the i-th token of the last batch: a view of shape [n_vocab], valid until the next decode.
+
+        Raises RopebendError if that token asked for none (``llama_get_logits_ith``).
+        """
         pointer = lib.llama_get_logits_ith(self._ctx, i)
         if not pointer:
             raise RopebendError(f"token {i} of the last batch has no logits")
@@ -230,11 +238,14 @@ class Context(Closing):
             lib.llama_memory_clear(self._memory, False)  # cells without an owner are masked, no need to zero them
 
     def seq_cp(self, src: int, dst: int, p0: int = -1, p1: int = -1) -> None:
-        """Let sequence `dst` share the cells of `src` at positions [p0, p1) (-1: open)."""
+        """Let sequence `dst` share the cells of `src` at positions [p0, p1) (-1: open), as ``llama_memory_seq_cp``."""
         lib.llama_memory_seq_cp(self._memory, src, dst, p0, p1)
 
     def seq_rm(self, seq: int, p0: int = -1, p1: int = -1) -> None:
-        """Remove positions [p0, p1) of a sequence (-1: open; seq -1: all sequences)."""
+        """Remove positions [p0, p1) of a sequence (-1: open; seq -1: all sequences), as ``llama_memory_seq_rm``.
+
+        Raises RopebendError if the memory cannot do that: see `can_roll_back`.
+        """
         if not lib.llama_memory_seq_rm(self._memory, seq, p0, p1):
             raise RopebendError(f"llama.cpp cannot remove positions [{p0}, {p1}) of sequence {seq} from this cache")
 
@@ -262,7 +273,8 @@ class Context(Closing):
     def seq_add(self, seq: int, p0: int, p1: int, delta: int) -> None:
         """Shift positions [p0, p1) by `delta`: at the next decode the cached keys are rotated, by the plan of then.
 
-        Shift only cells that no other sequence shares, and decode under the same plan next.
+        As ``llama_memory_seq_add``.  Shift only cells that no other sequence shares, and decode under the same plan
+        next.  Raises RopebendError with `shift_obstacle`.
         """
         obstacle = self.shift_obstacle()
         if obstacle is not None:

@@ -14,7 +14,7 @@ from ropebend.tasks.task import TextTask
 
 
 class PerplexityEvaluator(Evaluator):
-    """Runs windows of a text."""
+    """Runs windows of a text as llama-perplexity does: the second half of each window counts."""
 
     task: TextTask
 

@@ -36,7 +36,10 @@ class ShorterPlan:
 class LayerScaling:
     """Two numbers per layer, with the method they go with and where they came from; other ones for shorter sequences.
 
-    layer_scale          one RoPE scale per block, MTP blocks included; always present and authoritative
+    Making one raises ScalesError for numbers out of range and parts that do not go together.
+
+    layer_scale          one RoPE scale per block (arXiv 2503.04355), MTP blocks included: positions are divided by it,
+                         so that above 1 it stretches; always present and authoritative
     architecture         the GGUF's general.architecture, or None if unknown (a bare list)
     rope                 the extension method underneath, the same for every length
     control_points       the Bézier curve the scales came from, if any
@@ -202,7 +205,10 @@ class LayerScaling:
 
     @classmethod
     def from_json(cls, data: Any) -> LayerScaling:
-        """Read the parsed JSON of a factors file: an object of format ropebend/1 or a bare list of scales."""
+        """Read the parsed JSON of a factors file: an object of format ropebend/1 or 2, or a bare list of scales.
+
+        Raises ScalesError naming the key, the value and what was expected.
+        """
         return cls._made_of(factors_json.parse(data))
 
     def to_json(self) -> dict[str, Any]:

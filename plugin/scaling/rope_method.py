@@ -20,7 +20,8 @@ OWN_METHODS = {"yarn": "YaRN", "linear": "linear scaling", "longrope": "LongRoPE
 class RopeMethod:
     """An extension method and its interpolation factor, which the layer scales multiply.
 
-    method            "none", "linear" (PI), "ntk", "dynamic-ntk" or "yarn"
+    method            "none", "linear" (position interpolation, arXiv 2306.15595), "ntk" (NTK-aware: another base),
+                      "dynamic-ntk" (the same, by the length of the sequence) or "yarn" (arXiv 2309.00071)
     factor            the method's factor f >= 1 (1 for "none")
     original_context  tokens the model was trained at; needed by "dynamic-ntk" and "yarn", default: from the model
     """
