@@ -109,9 +109,9 @@ def print_outcome(outcome: Outcome) -> None:
         if outcome.tests:
             if len(outcome.tasks) > 1:
                 print(describe(task) + ("" if i < len(outcome.spec.tasks) else " (transfer: not searched on)"))
-            print(accuracy_table([(_named(outcome, name), by_task[i]) for name, by_task in outcome.tests.items()]))
+            print(accuracy_table([(named(outcome, name), by_task[i]) for name, by_task in outcome.tests.items()]))
     if not outcome.tests and outcome.seen:
-        print(f"{SEEN}\n{accuracy_table([(_named(outcome, name), e) for name, e in outcome.seen.items()])}")
+        print(f"{SEEN}\n{accuracy_table([(named(outcome, name), e) for name, e in outcome.seen.items()])}")
     print(verdict(outcome))
 
 
@@ -121,7 +121,7 @@ def print_summary(outcomes: Sequence[Outcome]) -> None:
     print(seeds.verdict_on_all(outcomes))
 
 
-def _named(outcome: Outcome, name: str) -> str:
+def named(outcome: Outcome, name: str) -> str:
     """The name in tables, for uniform numbers with what they are."""
     found = outcome.found.get(name)
     c = found.best.candidate if found is not None else outcome.spec.begin if name == START else None

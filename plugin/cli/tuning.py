@@ -55,8 +55,6 @@ class Tuning:
             if self.state.task is None:
                 self._nothing_to_tune()
                 return
-            if self.state.base is None:
-                self._compare_methods()
         self._finish(self._search())
 
     # ---- the model
@@ -104,11 +102,10 @@ class Tuning:
             f"the plan for {asked.ctx:,} tokens, {where}, {duration(asked.time)} in all:",
             f"  at most {duration(plan.TASK_SHARE * asked.time)} to find a task that it can do and loses on",
         ]
-        if self.beyond:
-            lines.append(f"  at most {duration(plan.METHOD_SHARE * asked.time)} to compare linear, NTK and YaRN")
+        begin = ", which begins from the best of linear, NTK and YaRN," if self.beyond else ""
         return [
             *lines,
-            f"  the rest to search, and to judge on unseen items of {asked.ctx:,} and of {self.short:,} tokens",
+            f"  the rest for the search{begin} and to judge on unseen items of {asked.ctx:,} and {self.short:,} tokens",
             f"  then {asked.out} is written, if it is worth it; Ctrl-C keeps what is measured, {go_on(self.run)[8:]}",
         ]
 
@@ -215,38 +212,6 @@ class Tuning:
         elif self.asked.text is None:
             print(f"next:   {command(*words, self.asked.ctx, '--text')} FILE   # a text's perplexity instead")
 
-    # ---- methods
-
-    def _compare_methods(self) -> None:
-        from ropebend.cli.progress import Bar
-        from ropebend.search.stretches import Base
-        from ropebend.tune.methods import compare
-        from ropebend.tune.plan import METHOD_SHARE
-
-        assert self.state.task is not None
-        if not self.beyond:
-            self.say("\n3. Inside the trained length: method none; both numbers of each layer near 1")
-            self.state.base = Base()
-            self.run.save()
-            return
-        self.say("\n3. Beyond the trained length: linear, NTK and YaRN at the factors that suit them best")
-        seconds = METHOD_SHARE * self.asked.time
-        began = time.monotonic()
-        with Bar(self.console, time.monotonic) as bar:
-
-            def show(base: Base, done: float) -> None:
-                spent = time.monotonic() - began
-                bar.show(str(base), done, min(spent * (1 - done) / max(done, 1e-9), seconds))
-
-            n_units = int(seconds / max(self.state.unit, 1e-3))
-            ranked, n_items = compare(self.asked, self.info, self.state.task, self.run.path, n_units, seconds, show)
-        for tried in ranked:
-            self.say(f"   {tried.base!s:<14} score {tried.score:.3f}")
-        best = ranked[0].base
-        self.say(f"   on {n_items} items (few); the search begins from {best} and moves each layer")
-        self.state.base = best
-        self.run.save()
-
     # ---- search, judgement, result
 
     def _search(self) -> Outcome:
@@ -256,7 +221,7 @@ class Tuning:
         from ropebend.search.cost import DoesNotFit
         from ropebend.tune.plan import END_SECONDS, END_SHARE, leaner, search_spec
 
-        self.say("\n4. Search, and judgement on items it has not seen")
+        self.say("\n3. Search, and judgement on items it has not seen")
         path = self.run.path
         if self.run.searching:
             spec, changed = run_folder.resume(path)
@@ -265,7 +230,7 @@ class Tuning:
         else:
             left = self.run.left - END_SHARE * self.asked.time - END_SECONDS
             self.run.save()
-            spec = leaner(search_spec(self.asked, self.state, left, self.info.n_layer), max(self.state.unit, 1e-3))
+            spec = leaner(search_spec(self.asked, self.state, left, self.info.n_ctx_train), max(self.state.unit, 1e-3))
             spec = run_folder.start(path, spec)
         try:
             outcome = search_with_progress(path, spec)
@@ -287,6 +252,7 @@ class Tuning:
 
         from ropebend.cli import grid
         from ropebend.cli.eval import accuracy_table
+        from ropebend.cli.search_view import named
         from ropebend.lengths import short_length
         from ropebend.search.report import Picture, describe, summary, title_of, write_report
         from ropebend.tune.result import by_length, winner
@@ -296,7 +262,7 @@ class Tuning:
         print(f"\n{title_of(outcome)}\n{summary(outcome)}\n")
         for i, task in enumerate(outcome.tasks):
             print(describe(task) + (", short prompts" if i else ""))
-            print(accuracy_table([(self._named(outcome, n), by_task[i]) for n, by_task in outcome.tests.items()]))
+            print(accuracy_table([(named(outcome, n), by_task[i]) for n, by_task in outcome.tests.items()]))
             print()
         labels = (short_length(self.short), short_length(self.asked.ctx))
         sides = by_length(outcome, found.name if found else outcome.spec.label, labels)
@@ -319,16 +285,12 @@ class Tuning:
         print(f"report: {self.run.path / 'report.html'}")
         print(commands[0])
 
-    def _named(self, outcome: Outcome, name: str) -> str:
-        if name == "start" and self.state.base is not None:
-            return str(self.state.base)
-        return name
-
     def _in_words(self, outcome: Outcome, found: Winner) -> list[str]:
+        from ropebend.cli.search_view import named
         from ropebend.search.outcome import UNSCALED
 
         at_length, at_short = outcome.tests[UNSCALED]
-        name = self._named(outcome, found.name)
+        name = named(outcome, found.name)
         lines = [
             f"{name} against unscaled: {at_length.gain(found.gain)} at {self.asked.ctx:,} tokens.",
             f"On short prompts ({self.short:,} tokens): {at_short.gain(found.short)}.",
@@ -338,7 +300,7 @@ class Tuning:
             plain = max(others, key=lambda n: outcome.tests[n][0].mean)
             c = outcome.tests[found.name][0].against(outcome.tests[plain][0])
             noise = " (within noise)" if c.low <= 0 <= c.high else ""
-            lines.insert(1, f"Against {self._named(outcome, plain)}, the next best: {at_length.gain(c)}{noise}.")
+            lines.insert(1, f"Against {named(outcome, plain)}, the next best: {at_length.gain(c)}{noise}.")
         if found.name != outcome.spec.label:
             lines.append("That is plainer than two numbers for each layer, which are not clearly better here.")
         if found.up_to is not None:

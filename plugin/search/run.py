@@ -240,9 +240,10 @@ class _Run:
     def _optimiser(self, plan: SearchPlan, stretch: float) -> Optimiser:
         spec = self.spec
         grid = uniform_grid(stretch)
+        room = 2 * max(spec.start or (1.0,))  # single layers may want far more than all of them alike
         space = make_space(
             plan.genome, self.info.n_layer, numbers=plan.numbers,
-            max_scale=max(USUAL_TOP, grid[-1], *(spec.start or ())), min_scale=spec.min_scale, factor=spec.factor,
+            max_scale=max(USUAL_TOP, grid[-1], room), min_scale=spec.min_scale, factor=spec.factor,
             factor_range=spec.factor_range, held=spec.begin,
         )  # fmt: skip
         return make_optimiser(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from ropebend.evaluate import Evaluation
-from ropebend.search.outcome import UNSCALED, Outcome
+from ropebend.search.outcome import START, UNSCALED, Outcome
 from ropebend.search.spec import MIN_TEST
 
 
 def rival(outcome: Outcome) -> tuple[str, str]:
-    """What the result must beat, by name and in words: the best uniform scale, or else the unscaled model."""
+    """What the result must beat, by name and in words: the best uniform scale, or else what the search began from, or
+    else the unscaled model."""
     if "uniform" in outcome.tests and outcome.spec.genome != "uniform":
         return "uniform", "the best uniform scale"
+    if START in outcome.tests:
+        return START, "what the search began from"
     return UNSCALED, "the unscaled model"
 
 
@@ -28,7 +31,7 @@ def sentence(mine: Evaluation, theirs: Evaluation, what: str) -> str:
 
 
 def verdict(outcome: Outcome) -> str:
-    """The result against the best uniform scale, or else against the unscaled model, on the first task's test items."""
+    """The result against its `rival`, on the first task's test items."""
     if not outcome.tests:
         main = outcome.main
         text = f"The search was interrupted: these are the best scales so far ({main.name}), not judged on test items."

@@ -12,15 +12,15 @@ from ropebend.model import Model
 from ropebend.model_info import ModelInfo
 from ropebend.runtime import Runtime
 from ropebend.search.cost import DoesNotFit, fitted
-from ropebend.search.spec import MIN_TEST, SearchSpec, TaskSpec
-from ropebend.search.stretches import SHARE, Base
+from ropebend.search.spec import MIN_TEST, Budget, SearchSpec, TaskSpec
+from ropebend.search.stretches import SHARE
 from ropebend.tasks import option_types
 from ropebend.tasks.task import DEPTHS
 from ropebend.tune.state import Asked, State
 
 #: From the hardest to the easiest: the first one that a model can do and loses on is taken.
 TASKS = ("kv", "ruler:niah_multikey_2", "ruler:vt", "passkey")
-TASK_SHARE, METHOD_SHARE = 0.2, SHARE  # of the time, at most: finding a task, comparing methods
+TASK_SHARE = 0.2  # of the time, at most, to find a task
 END_SHARE, END_SECONDS = 0.02, 3.0  # kept for reports and for writing the model
 SPEED_SECONDS, SPEED_TOKENS = 3.0, 4096
 ANSWERS = 1.2  # an item takes so many times its prompt, for the questions' own tokens and what is not foreseen
@@ -59,8 +59,8 @@ def measure_pace(model: Model, ctx: int, runtime: Runtime) -> Pace:
     return pace
 
 
-def search_spec(asked: Asked, state: State, seconds: float, n_layer: int) -> SearchSpec:
-    """The search within so many seconds: on fresh items, from the best that every layer alike does."""
+def search_spec(asked: Asked, state: State, seconds: float, n_ctx_train: int) -> SearchSpec:
+    """The search within so many seconds: on fresh items, beyond the trained length from the best extension method."""
     assert state.task is not None
     assert state.short is not None
     seed = f"search-{asked.seed}"
@@ -68,12 +68,6 @@ def search_spec(asked: Asked, state: State, seconds: float, n_layer: int) -> Sea
         t.model_copy(update={"options": {**t.options, "seed": seed} if "seed" in t.options else t.options})
         for t in (state.task, state.short)
     )
-    base = state.base
-    start: dict[str, Any] = {}
-    if base is not None and base.scale > 1:
-        start = {"start": (base.scale,) * n_layer, "method": base.method}
-        if base.attn != 1:
-            start["start_attn"] = (base.attn,) * n_layer
     sizes: dict[str, Any] = {"open": ("controls", "screen", "finals", "test")}
     if state.n_items is not None:  # a text has so many windows; the genetic algorithm needs no pool of fresh ones
         sizes = {
@@ -82,7 +76,7 @@ def search_spec(asked: Asked, state: State, seconds: float, n_layer: int) -> Sea
         }  # fmt: skip
     return SearchSpec(
         model=asked.model, tasks=(task,), transfer=(short,), budget=f"{max(seconds, 1):.0f}s", seed=asked.seed,
-        workers=asked.workers, runtime=asked.runtime, **start, **sizes,
+        workers=asked.workers, runtime=asked.runtime, method="auto" if asked.ctx > n_ctx_train else "none", **sizes,
     )  # fmt: skip
 
 
@@ -97,27 +91,33 @@ def leaner(spec: SearchSpec, seconds: float) -> SearchSpec:
     What is written must beat the unscaled model, and beyond the trained length the best method is judged as well.
     """
     try:
-        fitted(spec, seconds, 0.0)
+        fitted(spec, seconds, methods_time(spec))
     except DoesNotFit:
         return spec.model_copy(update={"controls": ()})
     return spec
 
 
-def search_time(asked: Asked, n_ctx_train: int) -> float:
+def methods_time(spec: SearchSpec) -> float:
+    """Seconds of a search's budget that the comparison of methods takes, about."""
+    return SHARE * Budget.parse(spec.budget).amount if spec.method == "auto" else 0.0
+
+
+def search_time(asked: Asked) -> float:
     """Seconds that are left for the search at least, if what stands before takes all that it may."""
-    methods = METHOD_SHARE if asked.ctx > n_ctx_train else 0.0
-    return asked.time * (1 - TASK_SHARE - methods - END_SHARE) - END_SECONDS
+    return asked.time * (1 - TASK_SHARE - END_SHARE) - END_SECONDS
 
 
 def too_short(asked: Asked, info: ModelInfo, pace: Pace) -> str | None:
     """A --time that fits if the one that was given holds no search worth its name, else None."""
     short = task_spec("kv", short_length(asked.ctx, info.n_ctx_train), "")
-    base = Base(scale=2.0) if asked.ctx > info.n_ctx_train else None
-    state = State(asked=asked, sample=[], task=task_spec("kv", asked.ctx, ""), short=short, base=base)
-    time, unit = search_time(asked, info.n_ctx_train), ANSWERS * pace.predict(asked.ctx)
+    state = State(asked=asked, sample=[], task=task_spec("kv", asked.ctx, ""), short=short)
+    time, unit = search_time(asked), ANSWERS * pace.predict(asked.ctx)
+    spec = leaner(search_spec(asked, state, time, info.n_ctx_train), unit)
     try:
-        fitted(leaner(search_spec(asked, state, time, info.n_layer), unit), unit, 0.0)
+        fitted(spec, unit, methods_time(spec))
     except DoesNotFit as e:
-        share = (time + END_SECONDS) / asked.time
-        return short_duration(((read_duration(e.budget) or 0.0) + END_SECONDS) / share)
+        least = (read_duration(e.budget) or 0.0) - methods_time(spec)
+        if spec.method == "auto":
+            least /= 1 - SHARE
+        return short_duration((least + END_SECONDS) * asked.time / (time + END_SECONDS))
     return None

@@ -16,7 +16,6 @@ from ropebend.runtime import Runtime
 from ropebend.search import folder as run_folder
 from ropebend.search.digest import model_sample
 from ropebend.search.spec import TaskSpec
-from ropebend.search.stretches import Base
 from ropebend.shell import command
 
 FORMAT = "ropebend-tune/1"
@@ -47,7 +46,6 @@ class State(BaseModel):
     task      the one that is searched on; short: the same on short prompts
     n_items   that it has, None: as many as wanted
     unit      seconds of an item of it
-    base      None: not compared yet
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -63,7 +61,6 @@ class State(BaseModel):
     short: TaskSpec | None = None
     n_items: int | None = None
     unit: float = 0.0
-    base: Base | None = None
 
 
 class Folder:
@@ -83,8 +80,8 @@ class Folder:
         if force and (path / STATE).exists():
             _read(path)  # is it ours?
             run_folder.clear(path)
-            for name in [p.name for p in path.glob("baseline-*.json")] + [p.name for p in path.glob("method-*.jsonl")]:
-                (path / name).unlink()
+            for result in path.glob("baseline-*.json"):
+                result.unlink()
             (path / PICTURE).unlink(missing_ok=True)
         run_folder.check_free(path, force=False, names=[PICTURE])
         folder = cls(path, State(asked=asked, sample=[*model_sample(asked.model).values()]))

@@ -16,6 +16,7 @@ from ropebend.runtime import Runtime
 from ropebend.search import Listener, TaskSpec, run_search, verdict
 from ropebend.search import folder as run_folder
 from ropebend.search.outcome import Generation
+from ropebend.search.verdict import rival
 
 OWN_TASK = """
 from ropebend.tasks.kv import KVRetrieval
@@ -99,6 +100,8 @@ def test_beyond_the_trained_length_it_begins_from_the_best_method(tmp_path: Path
     assert whole.layers.rope.method == whole.spec.method != "auto"
     attn = round(begin.number("attn")[0], 2)
     assert {round(v, 2) for v in whole.found["scales"].best.candidate.number("attn")} == {attn}  # the base's own
+    assert rival(whole)[0] == "start"  # no uniform control: what it began from is to be beaten, not the unscaled model
+    assert "what the search began from: " in verdict(whole)
     for n in (5, len(lines) // 2, len(lines)):
         part = tmp_path / str(n)
         run_folder.start(part, wanted)
