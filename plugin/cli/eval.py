@@ -132,7 +132,7 @@ def eval_command(
 
     info = ModelInfo.read(model)
     chosen = scaling_for(info, scales)
-    run = Run(console, model, info, scales.label, runtime, samples, within, force)
+    run = Run(console, model, info, scales.label, runtime, samples, within, force, one_at_least=many)
     if many:
         sides = [("unscaled", False)] if chosen is None else [("unscaled", False), ("scaled", True)]
         run.many(cells, sides, chosen, limit, output, missing, suite=suite)
@@ -181,7 +181,8 @@ def _again(name: str, arguments: list[str], *more: str) -> str:
 class Run:
     """What all measurements of one call share.
 
-    least_easy  share of the easy items below which the task is beyond the model: `TooHard`, before anything long
+    one_at_least  see `Measurement`
+    least_easy    share of the easy items below which the task is beyond the model: `TooHard`, before anything long
     """
 
     console: Console
@@ -192,6 +193,7 @@ class Run:
     samples: int | None
     within: float | None
     force: bool
+    one_at_least: bool = True
     least_easy: float = 0.0
 
     def path(self, task: Task, scaling: LayerScaling | None, *, named_unscaled: bool) -> Path:
@@ -227,7 +229,9 @@ class Run:
             rows = rows[: self.samples]
             self._prepare(task, len(rows), bool(report.get("chat")))
         else:
-            measurement = Measurement(self.console, file, task, rows, limit, self.within, self.least_easy)
+            measurement = Measurement(
+                self.console, file, task, rows, limit, self.within, self.least_easy, one_at_least=self.one_at_least
+            )
             stopped = measurement.run(self.model, self.runtime, self.samples, scaling, report, versions())
             rows, report = measurement.rows, measurement.about
         return Evaluation.of(task, rows), report, stopped

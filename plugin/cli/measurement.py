@@ -24,18 +24,26 @@ class TooHard(RopebendError):
     """The model fails the task's easy items."""
 
 
+class TimeUp(Exception):
+    """In the middle of an item, which does not count."""
+
+
 class Measurement:
-    """Items one after another, each saved at once, with a plan and the remaining time from the first seconds on."""
+    """Items one after another, each saved at once, with a plan and the remaining time from the first seconds on.
+
+    limit         seconds, None: none; within: points to which the accuracy need be known, None: all items
+    one_at_least  measure one item whatever it takes; else a limit that holds none is an error
+    """
 
     def __init__(
         self, console: Console, file: Any, task: Task, rows: list[Row], limit: float | None, within: float | None,
-        least_easy: float = 0.0,
+        least_easy: float = 0.0, *, one_at_least: bool = False,
     ):  # fmt: skip
         from ropebend.evaluate.pace import Pace
 
         self.console, self.file, self.task, self.rows = console, file, task, [*rows]
         self.n_before = len(rows)
-        self.limit, self.within, self.least_easy = limit, within, least_easy
+        self.limit, self.within, self.least_easy, self.one_at_least = limit, within, least_easy, one_at_least
         self.about: dict[str, Any] = {}
         self.started = time.monotonic()
         self.pace = Pace()
@@ -88,6 +96,12 @@ class Measurement:
                     self.file.write(result, chosen, **self.about)
                     if why is not None:
                         return why
+            except TimeUp:
+                if self.about:  # something is measured now
+                    self.about["interrupted"] = False
+                    self.file.write(Evaluation.of(self.task, self.rows), chosen, **self.about)
+                self.about = self.about or report
+                return f"{duration(self.limit or 0.0)} were up"
             except KeyboardInterrupt:
                 if not self.rows:
                     raise
@@ -118,6 +132,8 @@ class Measurement:
         if self.pace.seconds >= PLAN_AFTER:
             self._plan()
         self._show()
+        if self.rows and self.limit is not None and time.monotonic() - self.started > self.limit:
+            raise TimeUp
 
     def _per_item(self) -> float:
         if self.item_seconds:
@@ -156,6 +172,11 @@ class Measurement:
             say(f"{n_left} items, {duration(n_left * seconds)}; Ctrl-C keeps the finished ones", highlight=False)
             return
         n_fit = int(self.limit / max(seconds, 1e-9))
+        if not (n_fit or self.rows or self.one_at_least):
+            raise RopebendError(
+                f"--time: {duration(self.limit)} hold no item: one takes about {duration(seconds)} here; "
+                f"--time {short_duration(4 * LEAST * seconds)} would hold {4 * LEAST}, and shorter prompts take less"
+            )
         within = f", fewer if the accuracy is known to ±{self.within:g} points before" if self.within else ""
         say(
             f"{duration(self.limit)} hold {min(n_fit, n_left)} items{within}; Ctrl-C keeps the finished ones",

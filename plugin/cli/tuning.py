@@ -192,8 +192,9 @@ class Tuning:
         task = spec.make()
         samples = BASELINE_ITEMS if isinstance(task, RetrievalTask) else None
         one = Run(
-            self.console, Path(self.asked.model), self.info, "", self.asked.runtime, samples, None, False, LEAST_EASY
-        )
+            self.console, Path(self.asked.model), self.info, "", self.asked.runtime, samples, None, False,
+            least_easy=LEAST_EASY,
+        )  # fmt: skip
         began = time.monotonic()
         result, _, stopped = one.one(task, None, self.run.path / f"baseline-{label(task)}.json", seconds)
         if stopped == "interrupted":

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -17,9 +17,9 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from ropebend import Model, UsageError
+from ropebend import Model, RopebendError, UsageError
 from ropebend.cli import app
-from ropebend.context import Context
+from ropebend.context import Batch, Context
 from ropebend.durations import brief, duration, read_duration, short_duration
 from ropebend.evaluate import Evaluation, Row, open_evaluator
 from ropebend.evaluate.diagnosis import diagnosis
@@ -73,13 +73,55 @@ def test_it_ends_when_the_accuracy_is_known(tmp_path: Path) -> None:
     assert again["samples"] == 6
 
 
-def test_it_ends_when_the_time_is_up(tmp_path: Path) -> None:
-    began = time.monotonic()
-    code, said, report = run_eval("--keys", "40", "--time", "3s", "--within", "0.1", folder=tmp_path)
+@pytest.fixture
+def paced(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[float], float]], list[float]]:
+    """Lets the clock stand still but for decodes, which take so many seconds a token at each time of the clock."""
+
+    def pace(seconds: Callable[[float], float]) -> list[float]:
+        now = [0.0]
+        real = Context.run
+
+        def run(self: Context, batch: Batch, n: int) -> None:
+            real(self, batch, n)
+            now[0] += n * seconds(now[0])
+
+        monkeypatch.setattr(Context, "run", run)
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        return now
+
+    return pace
+
+
+def test_it_ends_when_the_time_is_up(tmp_path: Path, paced: Callable[..., list[float]]) -> None:
+    now = paced(lambda _: 0.01)
+    code, said, report = run_eval("--keys", "28", "--time", "2m", "--within", "0.1", folder=tmp_path)
     assert code == 0
-    assert "then 3 seconds were up" in said
-    assert time.monotonic() - began < 30
-    assert 1 <= int(str(report["samples"])) < 500
+    assert "then 2 minutes were up" in said
+    assert 60 < now[0] <= 120
+    assert 5 <= int(str(report["samples"])) < 20
+
+
+def test_an_item_in_work_when_the_time_is_up_does_not_count(tmp_path: Path, paced: Callable[..., list[float]]) -> None:
+    now = paced(lambda at: 0.01 if at < 50 else 1.0)
+    code, said, report = run_eval("--keys", "28", "--time", "2m", "-b", "64", folder=tmp_path)
+    assert code == 0
+    assert "then 2 minutes were up" in said
+    assert 120 <= now[0] < 240  # of 1,000 that the item would take
+    assert report["interrupted"] is False
+    assert 2 <= int(str(report["samples"])) <= 8
+
+
+def test_a_time_that_holds_no_item_is_refused_before_it_is_over(
+    tmp_path: Path, paced: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    now = paced(lambda _: 0.1)
+    result = CliRunner().invoke(app, ["eval", NEEDLE, "--keys", "28", "--time", "50s", "-b", "64", "-t", "1"])
+    assert isinstance(result.exception, RopebendError)
+    said = str(result.exception)
+    assert re.search(r"--time: 50 seconds hold no item: one takes about 2 minutes here; --time \d+m would hold", said)
+    assert now[0] < 100  # an item takes longer
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_plan_names_what_it_takes(tmp_path: Path) -> None:
