@@ -176,7 +176,6 @@ def _plain(source: GgufFile, scale: float | None, method: str | None, factor: fl
 
 
 def main() -> None:
-    """Run the command."""
     run_app(app)
 
 

@@ -8,7 +8,6 @@ from ropebend.server.cli import serve
 
 
 def main() -> None:
-    """Run the command."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command("serve", cls=GroupedCommand)(serve)
     run_app(app, prog_name="python -m ropebend.server")

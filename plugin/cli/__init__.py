@@ -120,5 +120,4 @@ def _first(
 
 
 def main() -> None:
-    """Entry point."""
     run_app(app)

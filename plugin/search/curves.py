@@ -71,7 +71,6 @@ class Curve:
 
     @property
     def n_genes(self) -> int:
-        """Length of a genome."""
         return len(self.low)
 
     def values(self, genes: Genes) -> tuple[Genes, Points | None]:

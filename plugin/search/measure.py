@@ -77,7 +77,6 @@ class Measurer:
                 raise RopebendError(f"{log}: cannot write: {e.strerror}") from None
 
     def close(self) -> None:
-        """Close the log."""
         if self._log is not None:
             self._log.close()
 

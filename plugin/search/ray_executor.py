@@ -61,7 +61,6 @@ class RayWorker:
         return here
 
     def run(self, job: Job) -> Done:
-        """Do a job."""
         if self._worker is None:
             self.hello()
             self._worker = Worker(self._bench)
@@ -198,7 +197,6 @@ class RayExecutor:
         return True
 
     def _died(self, actor: _Actor, job: Job, times: int, error: Exception) -> None:
-        """A worker died with a job."""
         reason = ", out of memory" if isinstance(error, OutOfMemoryError) else ""
         if times == MAX_DEATHS:
             raise RopebendError(

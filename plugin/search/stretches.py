@@ -51,8 +51,6 @@ class Base:
 
 
 class Tried(NamedTuple):
-    """A base and its score."""
-
     base: Base
     score: float
 

@@ -64,14 +64,12 @@ class Worker(Closing):
         self._set: dict[int, LayerScaling | None] = {}  # what each evaluator runs under
 
     def evaluator(self, task: int) -> Evaluator:
-        """The evaluator of a task."""
         if task not in self._evaluators:
             what, n_items = self.bench.tasks[task]
             self._evaluators[task] = open_evaluator(self.model, what, n_items, self.bench.runtime)
         return self._evaluators[task]
 
     def run(self, job: Job) -> Done:
-        """Do a job."""
         evaluator = self.evaluator(job.task)
         evaluator.on_tokens = self._computed if self.on_tokens is not None else None
         started, before = time.monotonic(), evaluator.n_computed

@@ -33,7 +33,6 @@ def short_length(ctx: int, n_ctx_train: int) -> int:
 
 
 def task_spec(name: str, length: int, seed: str, text: str | None = None) -> TaskSpec:
-    """A task at a length."""
     known = option_types(name) or {}
     options: dict[str, Any] = {"length": length, "seed": seed, "depths": list(DEPTHS), "text": text}
     if name != "perplexity":

@@ -108,7 +108,6 @@ class Folder:
 
     @property
     def searching(self) -> bool:
-        """True if the search has begun."""
         return run_folder.is_ours(self.path)
 
     def discard(self) -> None:

@@ -72,7 +72,6 @@ class Answer:
     calls: list[Call] = field(default_factory=list)
 
     def add(self, event: Event) -> None:
-        """Take in one more event."""
         if isinstance(event, Content):
             self.content += event.text
         elif isinstance(event, Reasoning):
@@ -121,7 +120,6 @@ class Output:
         return out
 
     def content(self, text: str) -> None:
-        """More text."""
         text = self._held + text
         if self._structured and not self._said:
             text = text.lstrip(SPACE)
@@ -132,7 +130,6 @@ class Output:
             self._events.append(Content(body))
 
     def reasoning(self, text: str) -> None:
-        """More thinking."""
         text = self._thought + text
         if not self._thinking:
             text = text.lstrip(SPACE)

@@ -53,7 +53,6 @@ class Reader:
         self.ended = False
 
     def feed(self, text: str) -> None:
-        """Add text."""
         self._text += text
 
     @property

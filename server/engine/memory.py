@@ -45,7 +45,6 @@ class ContextMemory:
         self._context.seq_cp(src, dst, p0, p1)
 
     def seq_rm(self, seq: int, p0: int = -1, p1: int = -1) -> None:
-        """Remove a sequence."""
         self._context.seq_rm(seq, p0, p1)
 
     def first_position(self, seq: int) -> int:

@@ -109,7 +109,6 @@ class Scheduler:
         return bool(self._waiting or self.running)
 
     def add(self, entry: Entry) -> None:
-        """Queue an entry."""
         entry.arrival = self._n_arrived
         self._n_arrived += 1
         self._queue_of(entry).append(entry)

@@ -106,7 +106,6 @@ class TextWriter:
 
     @cached_property
     def _echo(self) -> bytes:
-        """What is echoed."""
         g = self.request
         if not g.echo:
             return b""

@@ -99,7 +99,6 @@ class Events:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
     async def get(self) -> Event:
-        """The next event."""
         return await self._queue.get()
 
 
