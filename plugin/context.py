@@ -23,7 +23,13 @@ from ropebend.scaling.plan import Plan
 
 
 class Batch:
-    """Room for `n_tokens` tokens of a ``llama_batch``, each in up to `n_seq_max` sequences."""
+    """Room for `n_tokens` tokens of a ``llama_batch``, each in up to `n_seq_max` sequences.
+
+    token, pos  int32 [n_tokens]
+    n_seq       how many sequences each is in, int32 [n_tokens], 1 until it is set otherwise
+    seq         which ones, int32 [n_tokens, n_seq_max]
+    want        1 where logits are asked for, int8 [n_tokens]
+    """
 
     def __init__(self, n_tokens: int, n_seq_max: int = 1):
         self.n_tokens = n_tokens
@@ -47,13 +53,16 @@ class Context(Closing):
     """A llama.cpp context whose rope nodes follow a `LayerScaling`.
 
     scaling: "file" (default) takes the scales the GGUF carries, None runs unscaled, or give a `LayerScaling`.
-    n_ctx: KV cells (0: the trained length); n_batch, n_ubatch: tokens per llama_decode and per graph; n_threads 0:
-    every core this process may use.
+    n_ctx: KV cells (0: the trained length), which llama.cpp rounds up to a multiple of 256; n_batch, n_ubatch: tokens
+    per llama_decode and per graph; n_threads 0: every core this process may use.
     n_seq_max: there may be room for a few more sequences, where that makes prefill faster.
     flash_attn: True, False or "auto"; type_k, type_v: of the KV cache, as "q8_0"; rope_freq_scale: llama.cpp's own
     flag, 0 is the model's; hooked=False leaves llama.cpp as it is (``llama_init_from_model`` and nothing else).
+    `scaling` and `plan` then hold what is in effect, None: unscaled.
+
     A warm-up decode proves that every rope node is patched; RopebendError names the node that is not, or says why
-    llama.cpp makes no such context.
+    llama.cpp makes no such context.  Raises ScalesError if the scales do not fit the model, UsageError for a type of KV
+    cache that there is not.
     """
 
     def __init__(
@@ -139,8 +148,10 @@ class Context(Closing):
     def set_scaling(self, scaling: LayerScaling | None, length: int | None = None) -> None:
         """Swap the scales.  The KV cache is cleared: keys rotated under one plan are wrong under another.
 
-        length: tokens a sequence may reach (dynamic-ntk only; default: the KV cells that it has).
+        length: tokens a sequence may reach, which plans by length and dynamic-ntk go by (default: the KV cells that it
+        has).
         Decodes one token to prove that every rope node can be patched; RopebendError names the node that cannot.
+        Raises ScalesError if the scales do not fit the model, RopebendError if the context was made without the hook.
         """
         if self.hook is None:
             raise RopebendError("this context was made without the hook")
@@ -156,7 +167,8 @@ class Context(Closing):
     def switch_plan(self, plan: Plan | None) -> None:
         """Decode under another plan from now on and keep the cache; `scaling` stays what `set_scaling` was given.
 
-        Each sequence must be decoded under one plan only, and nothing may be shifted.
+        Each sequence must be decoded under one plan only, and nothing may be shifted.  Raises RopebendError if the
+        context was made without the hook, ValueError for a plan of another number of layers.
         """
         if self.hook is None:
             raise RopebendError("this context was made without the hook")
@@ -179,7 +191,10 @@ class Context(Closing):
     # ---- decoding
 
     def run(self, batch: Batch, n: int) -> None:
-        """``llama_decode`` of the first `n` tokens of `batch`.  Raises RopebendError if it fails."""
+        """``llama_decode`` of the first `n` tokens of `batch`.
+
+        Raises RopebendError if it fails, or if a rope node could not be patched.
+        """
         batch.struct.n_tokens = n
         if self.hook is None:
             status = lib.llama_decode(self._ctx, batch.struct)
@@ -225,7 +240,9 @@ class Context(Closing):
         return np.ctypeslib.as_array(pointer, shape=(self.model.n_vocab,))
 
     def all_logits(self, n: int) -> npt.NDArray[np.float32]:
-        """Logits of the n tokens of the last batch that asked for them, in order: a view of shape [n, n_vocab]."""
+        """Logits of the n tokens of the last batch that asked for them, in order: a view of shape [n, n_vocab], valid
+        until the next decode.  That there are n is not checked (``llama_get_logits``).
+        """
         return np.ctypeslib.as_array(lib.llama_get_logits(self._ctx), shape=(n, self.model.n_vocab))
 
     # ---- memory
@@ -252,7 +269,7 @@ class Context(Closing):
     def can_roll_back(self) -> bool:
         """Find out whether the end of a sequence can be removed, which a recurrent state does not allow.
 
-        Decodes two tokens and forgets every sequence.
+        Decodes two tokens and forgets every sequence.  Raises RopebendError as `run` does.
         """
         self.clear()
         self.decode([max(self.model.bos_token, 0)] * 2, 0)

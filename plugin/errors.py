@@ -9,7 +9,10 @@ from typing import ClassVar
 
 
 class RopebendError(Exception):
-    """Something failed.  The text says what was wrong, where, and what was expected."""
+    """Something failed.  The text says what was wrong, where, and what was expected.
+
+    exit_code  what commands end with: 2 for a UsageError, 1 for every other
+    """
 
     exit_code: ClassVar[int] = 1
 
@@ -29,7 +32,7 @@ class ScalesError(RopebendError):
 
 
 class TextError(RopebendError):
-    """A text that cannot be tokenised: no Unicode, or too long a word."""
+    """A text that cannot be tokenised: no Unicode, too long for llama.cpp, or over 1 MiB without white space."""
 
 
 def named(path: object, error: RopebendError) -> RopebendError:

@@ -10,7 +10,7 @@ MIN_LENGTH = 8
 
 
 def read_length(text: str | int) -> int:
-    """Tokens from "8192", "8k" (1,024 each) or "1M".  Raises UsageError."""
+    """Tokens from "8192", "8k" (1,024 each) or "1M".  Raises UsageError for fewer than 8 and for parts of one."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([km]?)i?\s*", str(text).replace(",", ""), re.IGNORECASE)
     tokens = float(found[1]) * {"": 1, "k": 1024, "m": 1024**2}[found[2].lower()] if found else 0
     if tokens < MIN_LENGTH or tokens != int(tokens):

@@ -76,9 +76,13 @@ class _PlanCache(BaseLlamaCache):  # type: ignore[misc]
 class Llama(llama_cpp.Llama):  # type: ignore[misc]
     """``llama_cpp.Llama`` whose layers rotate by their own scale.  Takes all its arguments, and:
 
-    scaling   "file" (default): the scales the GGUF carries, if any; None: unscaled; or a `LayerScaling`
+    scaling   "file" (default): the scales the GGUF carries, if any; None: unscaled; or a `LayerScaling`.  The attribute
+              of this name holds what is in effect, None: unscaled
 
-    Raises RopebendError if the scales do not fit the model or a rope node cannot be patched.
+    Of plans by length it takes the one for as many tokens as a sequence has room for (``llama_n_ctx_seq``).
+
+    Raises ValueError, as llama-cpp-python does, if the file is missing or cannot be loaded; ScalesError if the scales
+    do not fit the model; RopebendError if a rope node cannot be patched.
 
     >>> from ropebend import Llama, LayerScaling                             # doctest: +SKIP
     >>> llm = Llama("model.ropebend.gguf", n_ctx=16384)                      # doctest: +SKIP
@@ -131,8 +135,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def set_scaling(self, scaling: LayerScaling | str | None) -> None:
         """Swap the scales (None: unscaled; "file": those of the GGUF, if any).
 
-        Forgets what was evaluated and every cached prompt of other scales.  Decodes one token; RopebendError names the
-        rope node that cannot be patched.
+        Forgets what was evaluated and every cached prompt of other scales.  Decodes one token.
+
+        Raises ScalesError if the scales do not fit the model, RopebendError if a rope node cannot be patched (by name),
+        if there is none, or if the model was loaded with vocab_only.
         """
         if self.model_params.vocab_only:
             raise RopebendError(f"{self.model_path}: loaded with vocab_only, there is nothing to scale")
@@ -151,7 +157,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             raise RopebendError(f"{self.model_path}: the graph has no rope node, layer scales would have no effect")
 
     def set_cache(self, cache: BaseLlamaCache | None) -> None:
-        """Set the prompt cache; entries made under other scales are never found."""
+        """Set the prompt cache (None: none); entries made under other scales are never found."""
         self._user_cache = cache
         super().set_cache(None if cache is None else _PlanCache(cache, self._plan_hash))
 
@@ -162,7 +168,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         return state
 
     def load_state(self, state: Any) -> None:
-        """As in llama-cpp-python.  Raises RopebendError if the state was made under other scales."""
+        """As in llama-cpp-python.  Raises RopebendError if the state was made under other scales, RuntimeError if
+        llama.cpp does not take it.
+        """
         if getattr(state, "ropebend_plan", "0") != self._plan_hash:
             raise RopebendError("this state was saved under other layer scales; its keys are rotated differently")
         super().load_state(state)

@@ -42,7 +42,15 @@ class Closing:
 
 
 class Model(Closing):
-    """Weights and vocabulary of a GGUF.  Several contexts may share one.  placement: see `placement.model_params`."""
+    """Weights and vocabulary of a GGUF.  Several contexts may share one.
+
+    placement  where the weights go, see `placement.model_params`
+    info       what the file's header says
+    n_vocab    tokens in the vocabulary
+
+    Raises RopebendError naming the file if it is missing, is no model, or llama.cpp cannot load it; ScalesError if it
+    carries scales that do not fit it; UsageError for a placement that cannot be followed.
+    """
 
     def __init__(self, path: str | Path, **placement: Any):
         self.info = ModelInfo.read(path)
@@ -126,14 +134,18 @@ class Model(Closing):
         return bool(lib.llama_vocab_is_eog(self._vocab, token))
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Tokens of `text`.  add_special: BOS/EOS as the model wants; parse_special: control tokens in the text.
+        """Tokens of `text` (``llama_tokenize``).
 
+        add_special: BOS/EOS as the model wants; parse_special: control tokens in the text.
         Raises TextError for a text that holds half a surrogate pair, or more than 1 MiB without white space.
         """
         return tokenize(self._vocab, text, add_special, parse_special)
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """The bytes a token stands for; control tokens are empty unless `special`."""
+        """The bytes a token stands for (``llama_token_to_piece``); control tokens are empty unless `special`.
+
+        Raises RopebendError for a token without any.
+        """
         known = self._pieces.get((token, special))
         if known is not None:
             return known
@@ -149,7 +161,7 @@ class Model(Closing):
         raise RopebendError(f"token {token} has no piece")
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
-        """Text of `tokens`; bytes that are not UTF-8 become U+FFFD."""
+        """Text of `tokens`; bytes that are not UTF-8 become U+FFFD.  Raises RopebendError as `piece` does."""
         return b"".join(self.piece(t, special=special) for t in tokens).decode(errors="replace")
 
 
@@ -159,12 +171,15 @@ def has_mrope(model: Model) -> bool:
 
 
 def check_supported(info: ModelInfo, scaling: LayerScaling) -> None:
-    """Raise RopebendError unless `scaling` can be applied to this model as its file describes it."""
+    """Raise ScalesError unless `scaling` can be applied to this model as its file describes it."""
     scaling.check_model(info.n_layer, info.architecture, info.rope_scaling[0])
 
 
 def chosen_scaling(scaling: LayerScaling | str | None, info: ModelInfo) -> LayerScaling | None:
-    """Resolve the `scaling` argument of `Context` and `Llama`: "file" is what the GGUF carries."""
+    """Resolve the `scaling` argument of `Context` and `Llama`: "file" is what the GGUF carries.
+
+    Raises RopebendError for anything but "file", None or a LayerScaling.
+    """
     if scaling == "file":
         return info.scaling
     if scaling is not None and not isinstance(scaling, LayerScaling):

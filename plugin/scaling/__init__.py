@@ -38,15 +38,15 @@ class LayerScaling:
 
     Making one raises ScalesError for numbers out of range and parts that do not go together.
 
-    layer_scale          one RoPE scale per block (arXiv 2503.04355), MTP blocks included: positions are divided by it,
-                         so that above 1 it stretches; always present and authoritative
+    layer_scale          one RoPE scale per block (arXiv 2503.04355), MTP blocks included, 0.1 to 1000: positions are
+                         divided by it, so that above 1 it stretches; always present and authoritative
     architecture         the GGUF's general.architecture, or None if unknown (a bare list)
     rope                 the extension method underneath, the same for every length
-    control_points       the Bézier curve the scales came from, if any
+    control_points       the Bézier curve the scales came from, if any: four (layer, scale), see `bezier.layer_scales`
     provenance           free JSON: model digest, task, seed, budget, scores, versions
     extra                unknown keys of factors.json, kept as they were (those inside rope and curve under these names)
-    layer_attn_factor    one attention factor per block: it multiplies the rotated part of the layer's queries and keys,
-                         so its attention logits by the square; () means 1 everywhere
+    layer_attn_factor    one attention factor per block, 0.1 to 10: it multiplies the rotated part of the layer's
+                         queries and keys, so its attention logits by the square; () means 1 everywhere
     attn_control_points  the Bézier curve the attention factors came from, if any
     shorter              plans by length, ascending: a sequence that may reach n tokens takes the first with n <= up_to,
                          beyond them all this value
@@ -95,7 +95,7 @@ class LayerScaling:
 
     @classmethod
     def uniform(cls, scale: float, n_layer: int, **more: Any) -> LayerScaling:
-        """The same scale for every layer."""
+        """The same scale for every layer, above 1 to stretch; more: the other fields.  Raises ScalesError as there."""
         return cls((scale,) * n_layer, **more)
 
     # ---- what it is
@@ -127,7 +127,10 @@ class LayerScaling:
         return replace(self, shorter=(), up_to=None) if self.has_plans else self
 
     def room(self, n_prompt: int, n_ctx: int) -> int:
-        """Tokens for an answer that names no bound itself: as far as the shortest plan goes that leaves it enough."""
+        """Tokens for an answer that names no bound itself: as far as the shortest plan goes that leaves it enough.
+
+        n_prompt, n_ctx: tokens of the prompt, and that the context holds for a sequence.
+        """
         for plan in self.shorter:
             if n_prompt + min(ENOUGH, plan.up_to // 4) <= plan.up_to < n_ctx:
                 return plan.up_to - n_prompt
@@ -207,7 +210,8 @@ class LayerScaling:
     def from_json(cls, data: Any) -> LayerScaling:
         """Read the parsed JSON of a factors file: an object of format ropebend/1 or 2, or a bare list of scales.
 
-        Raises ScalesError naming the key, the value and what was expected.
+        Raises ScalesError naming the key, the value and what was expected; RopebendError if the scales are left to a
+        curve that is none (`bezier.layer_scales`).
         """
         return cls._made_of(factors_json.parse(data))
 
@@ -217,7 +221,10 @@ class LayerScaling:
 
     @classmethod
     def load(cls, path: str | Path) -> LayerScaling:
-        """Read a factors file.  Raises RopebendError naming the file, the key, the value and what was expected."""
+        """Read a factors file.  Raises RopebendError naming the file, the key, the value and what was expected.
+
+        FileError: it cannot be read or is not JSON; ScalesError: what it says cannot be.
+        """
         data = factors_json.read_file(path)
         try:
             return cls.from_json(data)
@@ -225,7 +232,10 @@ class LayerScaling:
             raise named(path, e) from None
 
     def save(self, path: str | Path) -> None:
-        """Write a factors file, whole or not at all.  Raises RopebendError naming the file."""
+        """Write a factors file, whole or not at all.
+
+        Raises FileError naming the file; ValueError or TypeError, as json does, for a provenance that JSON cannot hold.
+        """
         write_json(path, self.to_json())
 
     @classmethod
@@ -242,13 +252,16 @@ class LayerScaling:
         return value
 
     def to_metadata(self) -> dict[str, Any]:
-        """Our GGUF keys and their values; `from_metadata` reads them back to an equal value."""
+        """Our GGUF keys and their values; `from_metadata` reads them back to an equal value.
+
+        Raises ScalesError for a provenance that JSON cannot hold.
+        """
         return gguf_keys.dump(self)
 
     # ---- native plan
 
     def with_original_context(self, n_ctx_train: int) -> LayerScaling:
-        """Fill in the trained context of the model where the method needs one and none is given."""
+        """Fill in the trained context of the model, in tokens, where the method needs one and none is given."""
         if self.rope.original_context is not None or not self.rope.needs_original_context:
             return self
         rope = replace(self.rope, original_context=n_ctx_train)
@@ -259,7 +272,8 @@ class LayerScaling:
         """The native plan of a sequence that may reach `length` tokens; None: it runs unscaled.
 
         Only plans by length and dynamic-ntk read the length; without one it is the plan of the longest sequences, with
-        dynamic-ntk's factor at the trained length.
+        dynamic-ntk's factor at the trained length.  Raises ScalesError if the method needs the trained context and
+        does not have it: see `with_original_context`.
         """
         from ropebend.scaling.plan import stretched  # numpy: later, for the command line's sake
 

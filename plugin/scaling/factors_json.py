@@ -54,7 +54,8 @@ def read_file(path: str | Path) -> Any:
 def parse(data: Any) -> dict[str, Any]:
     """The fields of a LayerScaling from an object of format ropebend/1 or 2, or a bare list of scales.
 
-    `shorter` holds pairs of up_to and fields, None for "none".
+    `shorter` holds pairs of up_to and fields, None for "none".  Raises ScalesError naming the key, RopebendError if the
+    scales are left to a curve that is none.
     """
     if isinstance(data, list):
         return {"layer_scale": numbers(data, "the list")}

@@ -114,7 +114,10 @@ def _about(provenance: Any) -> dict[str, Any]:
 
 
 def dump(scaling: LayerScaling) -> dict[str, Any]:
-    """Our GGUF keys and their values; the curves and the extra keys travel in the provenance."""
+    """Our GGUF keys and their values; the curves and the extra keys travel in the provenance.
+
+    Raises ScalesError for a provenance that JSON cannot hold.
+    """
     parts = [*((p.up_to, p.scaling) for p in scaling.shorter), (scaling.up_to or UNBOUNDED, scaling)]
     n = scaling.n_layer
     out: dict[str, Any] = {VERSION: scaling.version}

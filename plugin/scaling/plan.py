@@ -47,7 +47,8 @@ def stretched(
 ) -> Plan:
     """The plan of these scales on this method, for a sequence that may reach `length` tokens.
 
-    layer_attn_factor: one per layer, default 1 everywhere.
+    layer_scale, layer_attn_factor: [n_layer]; the latter is 1 everywhere by default.
+    Raises ScalesError if the method needs the original context and does not have it.
     """
     f = rope.factor_at(length)
     ones = np.ones(len(layer_scale), dtype=np.float32)

@@ -20,9 +20,12 @@ OWN_METHODS = {"yarn": "YaRN", "linear": "linear scaling", "longrope": "LongRoPE
 class RopeMethod:
     """An extension method and its interpolation factor, which the layer scales multiply.
 
+    Making one checks nothing; `check` does, and `LayerScaling` calls it.
+
     method            "none", "linear" (position interpolation, arXiv 2306.15595), "ntk" (NTK-aware: another base),
-                      "dynamic-ntk" (the same, by the length of the sequence) or "yarn" (arXiv 2309.00071)
-    factor            the method's factor f >= 1 (1 for "none")
+                      "dynamic-ntk" (the same, by the length of the sequence) or "yarn"; arXiv 2309.00071 describes
+                      these three
+    factor            the method's factor f, 1 to 1000: above 1 it stretches (1 for "none")
     original_context  tokens the model was trained at; needed by "dynamic-ntk" and "yarn", default: from the model
     """
 
@@ -50,13 +53,16 @@ class RopeMethod:
         return self.method in ("dynamic-ntk", "yarn")
 
     def trained_context(self) -> int:
-        """original_context.  Raises ScalesError if it is not known."""
+        """original_context, in tokens.  Raises ScalesError if it is not known."""
         if self.original_context is None:
             raise ScalesError(f"rope.original_context: {self.method} needs the length the model was trained at")
         return self.original_context
 
     def factor_at(self, length: int | None) -> float:
-        """The factor of a sequence that may reach `length` tokens; only Dynamic-NTK's depends on it."""
+        """The factor of a sequence that may reach `length` tokens; only Dynamic-NTK's depends on it.
+
+        Raises ScalesError if Dynamic-NTK lacks the original context.
+        """
         if self.method != "dynamic-ntk":
             return self.factor
         return dynamic_ntk_factor(self.factor, self.trained_context(), length)
@@ -69,7 +75,7 @@ NO_METHOD = RopeMethod()
 
 
 def length_bucket(length: int, n_ctx_train: int) -> int:
-    """Round a length up to n_ctx_train * sqrt(2)^k, k >= 0, so that requests of one bucket share plan and cache."""
+    """Round a length in tokens up to n_ctx_train * sqrt(2)^k, k >= 0: requests of one bucket share plan and cache."""
     k = 0
     while (bucket := math.ceil(n_ctx_train * 2 ** (k / 2))) < length:
         k += 1
