@@ -28,9 +28,9 @@ MAX_ITEMS = 500  # as many as the paper judges on
 
 
 def open_evaluator(model: Model, task: Task, n_items: int | None, runtime: Runtime) -> Evaluator:
-    """Prepare the task and make a context for its first n_items (None: 500, or all if there are fewer).
+    """Prepare the task and make a context for its first n_items (None: 500, or all if there are fewer); unscaled.
 
-    Raises RopebendError if the task has fewer, or if the context cannot be made.
+    Raises RopebendError if the task has fewer, if a prompt of it cannot be made, or if the context cannot.
     """
     task.prepare(Prompts(model))
     if n_items is None:

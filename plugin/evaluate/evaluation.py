@@ -18,12 +18,12 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Row:
-    """What one item gave, by question (one column for a text).
+    """What one item gave: tuples of [n_questions], one per depth (one column for a text).
 
     value    the score, 0 to 1; for a text its mean log-probability per token (nats)
-    logprob  mean log-probability per token of the expected answers; for a text the same as value
-    margin   how close each verdict was, logits
-    texts    the greedy answers
+    logprob  mean log-probability per token of the expected answers (nats); for a text the same as value
+    margin   how close each verdict was, logits; () where that is not known, as for a text
+    texts    the greedy answers; () for a text
     """
 
     value: tuple[float, ...]
@@ -34,7 +34,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean of a - b per item, with its 95 % interval and the p-value, paired by item (JSON object, text window)."""
+    """Mean of a - b per item, with its 95 % interval and the p-value, paired by item (JSON object, text window).
+
+    mean, low, high  of accuracy, 0 to 1, or of log-probability per token (nats): above 0, a is better.  The interval is
+                     a percentile bootstrap over items
+    p                two-sided, of a sign-flip test by item
+    """
 
     mean: float
     low: float
@@ -45,8 +50,9 @@ class Comparison:
 class Evaluation:
     """Rows of a task's items; each kind of task says how its figures are written.
 
-    value    float [n_items, n_questions]: see `Row`
-    logprob  float [n_items, n_questions]
+    measure  what the figure is, as a word
+    value    float64 [n_items, n_questions]: see `Row`
+    logprob  float64 [n_items, n_questions], nats per token
     """
 
     measure: ClassVar[str]  # what the figure is
@@ -55,7 +61,7 @@ class Evaluation:
 
     @staticmethod
     def of(task: Task, rows: Iterable[Row]) -> Evaluation:
-        """Collect rows.  Raises RopebendError if there are none."""
+        """Collect the rows of a task's items, in order.  Raises RopebendError if there are none."""
         rows = list(rows)
         if not rows:
             raise RopebendError("no samples to evaluate")
@@ -66,21 +72,21 @@ class Evaluation:
 
     @property
     def n_items(self) -> int:
-        """How many there are."""
+        """Items, or windows of a text."""
         return len(self.value)
 
     @property
     def per_item(self) -> Array:
-        """Mean over the questions, [n_items]: what is resampled."""
+        """Mean over the questions, float64 [n_items]: what is resampled."""
         return self.value.mean(axis=1)
 
     @property
     def mean(self) -> float:
-        """What is maximised: accuracy, or the mean log-probability per token."""
+        """What is maximised: accuracy, 0 to 1, or the mean log-probability per token (nats)."""
         return float(self.value.mean())
 
     def against(self, other: Evaluation) -> Comparison:
-        """This one minus another one on the same items."""
+        """This one minus another one on the same items, in the same order: that they are is not checked."""
         difference = self.per_item - other.per_item
         return Comparison(float(difference.mean()), *cluster_bootstrap(difference), sign_flip_p(difference))
 
@@ -92,12 +98,12 @@ class Evaluation:
 
     @property
     def figure(self) -> float:
-        """The mean as people know it: accuracy, or perplexity."""
+        """The mean as people know it: accuracy, 0 to 1, or perplexity."""
         raise NotImplementedError
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the figure; None where a single item says nothing about it."""
+        """95 % interval of the figure, (low, high); None where a single item says nothing about it."""
         raise NotImplementedError
 
     @property
@@ -133,7 +139,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RetrievalEvaluation(Evaluation):
-    """Accuracies by depth."""
+    """Accuracies by depth.
+
+    depths          where the answers stand, 0 first, 1 last; () where they stand nowhere in particular
+    value, logprob  float64 [n_items, n_questions]
+    texts           the greedy answers by item and question; () if pooled
+    """
 
     measure = "accuracy"
 
@@ -157,16 +168,16 @@ class RetrievalEvaluation(Evaluation):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """See `accuracy_interval`."""
+        """Wilson's, of as many questions as the items are worth: see `accuracy_interval`."""
         return accuracy_interval(self.value)
 
     def interval_at(self, depth: int) -> tuple[float, float]:
-        """Wilson's interval at depth number `depth`."""
+        """Wilson's interval at depth number `depth` (from 0), 95 %."""
         return wilson(float(self.value[:, depth].sum()), self.n_items)
 
     @property
     def columns(self) -> list[str]:
-        """The depths."""
+        """The depths, as text."""
         return [f"{d:g}" for d in self.depths]
 
     def in_words(self) -> str:
@@ -208,7 +219,10 @@ class RetrievalEvaluation(Evaluation):
 
 @dataclass(frozen=True)
 class TextEvaluation(Evaluation):
-    """Log-probabilities of a text's windows; written as perplexity."""
+    """Log-probabilities of a text's windows; written as perplexity.
+
+    value, logprob  the same, float64 [n_windows, 1], nats per token
+    """
 
     measure = "perplexity"
 
@@ -222,17 +236,17 @@ class TextEvaluation(Evaluation):
 
     @property
     def figure(self) -> float:
-        """Perplexity."""
+        """Perplexity: e to the mean negative log-probability per token."""
         return float(np.exp(-self.mean))
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Of the perplexity, by window."""
+        """Student's, by window, of the perplexity; None for a single window."""
         found = mean_interval(self.per_item)
         return None if found is None else (float(np.exp(-found[1])), float(np.exp(-found[0])))
 
     def in_words(self) -> str:
-        """Perplexity."""
+        """Perplexity with its interval."""
         if self.interval is None:
             return f"{self.figure:.2f} [one window: no interval]"
         low, high = self.interval

@@ -18,7 +18,7 @@ class Evaluator(Closing):
     n_computed  prompt tokens that went through the model so far
     chat        whether prompts stand in the model's chat template
     lead_in     what this model says before an answer; None for texts
-    easy        share of the task's easy questions that it answers right; None where that was not tried
+    easy        share of the task's easy questions that it answers right, 0 to 1; None where that was not tried
     on_tokens   is told how many prompt tokens a decode has computed, and the position of the first
     """
 
@@ -36,11 +36,14 @@ class Evaluator(Closing):
         self.context.close()
 
     def set_scaling(self, scaling: LayerScaling | None) -> None:
-        """Use these scales from now on."""
+        """Use these scales from now on (None: unscaled), for sequences of up to `n_tokens`.
+
+        Raises ScalesError if they do not fit the model, RopebendError if a rope node cannot be patched.
+        """
         self.context.set_scaling(scaling, self.n_tokens)
 
     def n_to_compute(self, i: int) -> int:
-        """Prompt tokens that item i takes."""
+        """Prompt tokens that item i takes, those that its questions share counted once."""
         raise NotImplementedError
 
     def _computed(self, n_tokens: int, position: int) -> None:
@@ -49,5 +52,8 @@ class Evaluator(Closing):
             self.on_tokens(n_tokens, position)
 
     def measure(self, i: int, *, full: bool = True) -> Row:
-        """Item i under the scales that are set.  full=False: see `RetrievalEvaluator.answers`."""
+        """Item i under the scales that are set.  full=False: see `RetrievalEvaluator.answers`.
+
+        Raises RopebendError if the item does not fit the context, or if llama.cpp cannot decode it.
+        """
         raise NotImplementedError

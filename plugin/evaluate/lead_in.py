@@ -41,7 +41,11 @@ class LeadIn:
 
 
 def choose_prompts(model: Model, task: RetrievalTask, runtime: Runtime) -> tuple[Prompts, LeadIn]:
-    """Plain text or the model's chat template: as `task.chat` says, else what the easy items go better with."""
+    """Plain text or the model's chat template: as `task.chat` says, else what the easy items go better with.
+
+    Raises RopebendError if the task wants a chat template and there is none that works, or if the context for the easy
+    items cannot be made.
+    """
     plain = Prompts(model)
     choices = [Prompts(model, chat=True)] if task.chat else [plain]
     if task.chat is None and model.chat_template is not None:

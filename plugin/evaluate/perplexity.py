@@ -14,7 +14,10 @@ from ropebend.tasks.task import TextTask
 
 
 class PerplexityEvaluator(Evaluator):
-    """Runs windows of a text as llama-perplexity does: the second half of each window counts."""
+    """Runs windows of a text as llama-perplexity does: the second half of each window counts.
+
+    The longest of the first n_items windows decides the context; RopebendError if there is no room for it.
+    """
 
     task: TextTask
 
@@ -25,16 +28,18 @@ class PerplexityEvaluator(Evaluator):
         self._batch = Batch(context.n_batch)
 
     def n_to_compute(self, i: int) -> int:
-        """The window."""
+        """Tokens of the window."""
         return len(self.task.window(i))
 
     def measure(self, i: int, *, full: bool = True) -> Row:
-        """See `logprob`."""
+        """See `logprob`, which is both its value and its log-probability; full changes nothing."""
         logprob = self.logprob(i)
         return Row((logprob,), (logprob,))
 
     def logprob(self, i: int) -> float:
-        """Mean log-probability per token (nats) of the second half of window i."""
+        """Mean log-probability per token (nats) of the second half of window i; its first token becomes BOS where the
+        model adds one.  Raises RopebendError if llama.cpp cannot decode.
+        """
         tokens = np.array(self.task.window(i), np.int32)
         bos = self.model.bos_token
         if self.model.adds_bos and bos >= 0:

@@ -11,7 +11,7 @@ from ropebend.tasks.task import Question
 class Prompts:
     """Tokens of a model's prompts.
 
-    chat: in the GGUF's chat template.  Raises RopebendError if there is none, or if it is broken.
+    chat: in the GGUF's chat template, without thinking.  Raises RopebendError if there is none, or if it is broken.
     """
 
     def __init__(self, model: Model, chat: bool = False):
@@ -27,7 +27,10 @@ class Prompts:
             self._renderer = Renderer(model.chat_template, self._bos, eos)
 
     def __call__(self, prompt: str, prefix: str = "", /) -> list[int]:
-        """Tokens of the prompt and of what the answer begins with."""
+        """Tokens of the prompt and of what the answer begins with.
+
+        Raises RopebendError if the chat template refuses the prompt, TextError if it cannot be tokenised.
+        """
         if not self.chat:
             return self._model.tokenize(prompt + prefix)
         messages = [{"role": "user", "content": prompt}]
@@ -36,7 +39,7 @@ class Prompts:
         return self._model.tokenize(text + prefix, add_special=not has_bos, parse_special=True)
 
     def with_answer(self, question: Question, answer: str) -> tuple[list[int], list[int]]:
-        """Tokens of the prompt, and of the answer behind it."""
+        """Tokens of the prompt, and of the answer behind it.  Raises as a call does."""
         prompt = self(question.prompt, question.prefix)
         together = self(question.prompt, question.prefix + answer)
         if together[: len(prompt)] == prompt:

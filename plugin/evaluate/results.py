@@ -38,7 +38,7 @@ class ResultFile:
             return [], {}
 
     def write(self, result: Evaluation, scaling: LayerScaling | None, **about: Any) -> None:
-        """Write the report whole or not at all."""
+        """Write the report whole or not at all.  Raises FileError naming the file."""
         carried = scaling.to_json() if scaling is not None else None
         write_json(self.path, {"format": FORMAT, **about, "key": self.key, "scaling": carried, **result.to_json()})
 

@@ -46,9 +46,10 @@ Tokens = npt.NDArray[np.int32]
 class Answer:
     """What came of one question.
 
+    depth     that of the question, see `Question`
     score     what the greedy answer is worth by the task's metric, 0 to 1; with `full=False` that of the expected one
               where it was greedy, else 0
-    logprob   mean log-probability per token of the expected answer, teacher-forced
+    logprob   mean log-probability per token of the expected answer, teacher-forced (nats)
     margin    smallest gap between the best and second-best logit on the way: how close the verdict was
     text      the greedy answer as far as it was decoded
     """
@@ -100,7 +101,13 @@ class _Branch:
 
 
 class RetrievalEvaluator(Evaluator):
-    """Runs items of a task.  The longest question decides the context; RopebendError if there is no room for it."""
+    """Runs items of a task; `answers` says how.
+
+    prompts  plain text if not given
+    lead_in  found on the task's easy items if not given
+
+    The longest question decides the context; RopebendError if there is no room for it.
+    """
 
     task: RetrievalTask
     lead_in: str
@@ -127,7 +134,7 @@ class RetrievalEvaluator(Evaluator):
         self.lead_in, self.easy = found.text, found.easy
 
     def n_to_compute(self, i: int) -> int:
-        """What the prompts share once, and the rest of each."""
+        """Prompt tokens: what the prompts share once, and the rest of each."""
         prompts = [p.tokens for p in self._prompts_of(i)]
         shared = min(_common_prefix(prompts[0], p) for p in prompts)
         if all(len(p) - shared <= MAX_TAIL for p in prompts):
@@ -135,7 +142,7 @@ class RetrievalEvaluator(Evaluator):
         return len(prompts[0]) + sum(len(b) - _common_prefix(a, b) for a, b in itertools.pairwise(prompts))
 
     def measure(self, i: int, *, full: bool = True) -> Row:
-        """The answers to item i; tasks without exact answers are always run in full."""
+        """The answers to item i, see `answers`; tasks without exact answers are always run in full."""
         answers = self.answers(i, full=full or not self.task.exact)
         return Row(
             tuple(a.score for a in answers),
@@ -149,6 +156,9 @@ class RetrievalEvaluator(Evaluator):
 
         full=False stops at the first mismatch: stricter (another lead-in counts as wrong) and much faster where
         most answers are wrong; meant for searches on tasks with exact answers.
+
+        Raises RopebendError if a prompt is longer than those that the context was made for, if a question does not fit
+        a batch, or if llama.cpp cannot decode.
         """
         prompts = self._prompts_of(i)
         context = self.context
@@ -342,7 +352,13 @@ def greedy_answer(
     context: Context, question: Question, task: RetrievalTask | None = None, max_tokens: int = MAX_ANSWER_TOKENS,
     prompts: Prompts | None = None,
 ) -> Answer:  # fmt: skip
-    """The slow road: the whole prompt alone in the cache, then one greedy token after another, no early end."""
+    """The slow road: the whole prompt alone in the cache, then one greedy token after another, no early end.
+
+    max_tokens  of the answer; prompts: plain text if not given.  The answer's logprob is NaN, and without a task its
+                score, too.  Forgets every sequence of the context
+
+    Raises RopebendError if llama.cpp cannot decode, as when prompt and answer do not fit the context.
+    """
     model = context.model
     tokens = (prompts or Prompts(model))(question.prompt, question.prefix)
     context.clear()

@@ -23,7 +23,7 @@ def wilson(n_correct: float, n: float) -> Interval:
 
 
 def accuracy_interval(value: npt.NDArray[np.float64]) -> Interval:
-    """Wilson's interval for the mean of `value` (shape [n_items, n_questions], each 0 to 1).
+    """Wilson's interval, 95 %, for the mean of `value` (shape [n_items, n_questions], each 0 to 1).
 
     Its n is the number of independent questions that these are worth: p (1 - p) / variance of the mean over items, made
     smaller for few items by the ratio of the t quantiles (Korn and Graubard, 1998), but no less than the items and no

@@ -20,7 +20,7 @@ from ropebend.tasks.text import Perplexity
 
 __all__ = ["TASKS", "Task", "make_task", "option_types", "read_length", "read_option", "split_name", "unused_with_data"]
 
-#: `ruler:all`, the suite of them, is no task: see `ruler.suite`.
+#: What makes each task from its options, by name.  `ruler:all`, the suite of them, is no task: see `ruler.suite`.
 TASKS: dict[str, Callable[..., Task]] = {
     **{t.name: t for t in (KVRetrieval, Passkey, LongEvalLines, MultiDocumentQA, Perplexity)},
     **{f"ruler:{name}": maker for name, maker in ruler.TASKS.items()},
@@ -37,7 +37,7 @@ def split_name(text: str) -> tuple[str, str]:
 
 
 def option_types(name: str) -> dict[str, type] | None:
-    """Options of a task and what they are: int, float, str or tuple (of depths); None for a task of your own.
+    """Options of a task and what they are: int, float, str, bool or tuple (of depths); None for a task of your own.
 
     Raises UsageError for a task that does not exist.
     """
@@ -61,7 +61,10 @@ def option_types(name: str) -> dict[str, type] | None:
 
 
 def read_option(text: str, kind: type, name: str = "") -> Any:
-    """An option's value from text; depths are separated by slashes, lengths may be written 8k.  Raises ValueError."""
+    """An option's value from text; depths are separated by slashes, lengths may be written 8k.
+
+    kind: what `option_types` says of it; name: of the option.  Raises ValueError for text that is no such value.
+    """
     if kind is bool:
         if text not in ("true", "false"):
             raise ValueError("expected true or false")
@@ -77,7 +80,10 @@ def read_option(text: str, kind: type, name: str = "") -> Any:
 
 
 def unused_with_data(name: str, data: str | Path | None) -> set[str]:
-    """Options that change nothing where the items come from a file."""
+    """Options that change nothing where the items come from a file; data: that file, None for none.
+
+    Raises RopebendError for a RULER task's file that cannot be read.
+    """
     if data is None:
         return set()
     if name == "kv":
@@ -90,7 +96,11 @@ def unused_with_data(name: str, data: str | Path | None) -> set[str]:
 def make_task(name: str, options: Mapping[str, Any]) -> Task:
     """The task `name`, or that of a Python file (`….py`), with its options; `chat` is one of every task that asks.
 
-    Raises UsageError for a task or an option that does not exist, and where an option is missing.
+    options: by name, of the types of `option_types`, which are not checked; of a file what its function takes.
+
+    Raises UsageError for a task or an option that does not exist or cannot have this value, where an option is missing,
+    and where two contradict each other; RopebendError for a file that cannot be read or is none of the task's, and for
+    whatever goes wrong in a Python file, with its line.
     """
     if "chat" in options:
         task = make_task(name, {k: v for k, v in options.items() if k != "chat"})

@@ -61,7 +61,6 @@ def questions(sample: Sample, depths: Sequence[float], protocol: str = "shared")
 
 
 def uuid4(rng: random.Random) -> str:
-    """A random UUID of version 4."""
     return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
@@ -83,10 +82,13 @@ def _parse(data: dict[str, Any]) -> Sample:
 
 
 class KVRetrieval(FilledTask):
-    """Key-value retrieval on generated JSON objects, or on those of a file of the published format.
+    """Key-value retrieval on generated JSON objects, or on those of a file of the published format (arXiv 2307.03172).
 
-    keys     pairs per object, 75 if nothing is said; or
-    length   tokens that the prompt may have, which decides the number of pairs
+    keys      pairs per object, 75 if nothing is said; or
+    length    tokens that the prompt may have, which decides the number of pairs
+    depths    of the questions: 0 is the first pair, 1 the last
+    protocol  "shared" or "published", see above in this module
+    data      a file of the authors' format, JSON lines, plain or gzip
 
     Raises UsageError for options that contradict each other, RopebendError for a file that cannot be read.
     """

@@ -13,8 +13,12 @@ from ropebend.tasks.task import Item, Question, RetrievalTask, Tokenize
 class FilledTask(RetrievalTask):
     """Prompts with as much context as `length` tokens allow, and never more.
 
-    A subclass says what item i looks like with n units of context (pairs, lines, sentences, documents).  The answer's
-    room of `reserved` tokens counts into the length.  Without a length `n_units` is fixed.
+    A subclass says what item i looks like with n units of context (pairs, lines, sentences, documents).
+
+    length     in tokens, of prompt, answer prefix and room for the answer; None: `n_units` is fixed
+    n_units    units of every item where there is no length
+    reserved   tokens of the answer's room
+    min_units  fewer make no item
     """
 
     length: int | None = None
@@ -48,14 +52,14 @@ class FilledTask(RetrievalTask):
         return {**self.__dict__, "_tokenize": None, "_filled": {}}
 
     def prepare(self, tokenize: Tokenize) -> None:
-        """Keep the tokeniser, and see that a prompt can be made at all."""
+        """Keep the tokeniser, and see that a prompt can be made at all.  Raises RopebendError as `units` does."""
         self._tokenize, self._filled = tokenize, {}
         if self.length is not None:
             self.units(0)
 
     @property
     def max_prompt_tokens(self) -> int | None:
-        """The length, less the answer's room."""
+        """The length, less the answer's room; None without a length."""
         return None if self.length is None else self.length - self.reserved
 
     def build(self, i: int, n: int) -> Item:
@@ -63,11 +67,15 @@ class FilledTask(RetrievalTask):
         raise NotImplementedError
 
     def item(self, i: int) -> Item:
-        """Item i, as long as the length allows."""
+        """Item i, as long as the length allows.  Raises RopebendError if it is too short for any."""
         return self.build(i, self.units(i))
 
     def units(self, i: int) -> int:
-        """How many units of context item i holds.  Raises RopebendError if the length is too short for any."""
+        """How many units of context item i holds.
+
+        Raises RopebendError if the length is too short for any, RuntimeError if there is a length and `prepare` was not
+        called.
+        """
         if self.length is None:
             assert self.n_units is not None
             return self.n_units

@@ -58,8 +58,11 @@ def _parse(data: dict[str, Any]) -> Question:
 class LongEvalLines(FilledTask):
     """Line retrieval on generated records, or on those of one of LongChat's files.
 
-    lines    per record; or
-    length   tokens that the prompt may have, which decides the number of lines
+    lines     per record; or
+    length    tokens that the prompt may have, which decides the number of lines; 4,096 if nothing is said
+    depths    of the questions (shared): 0 is the first line, 1 the last
+    protocol  "shared" or "published", see above in this module; of a file always the latter
+    data      one of LongChat's files, JSON lines, plain or gzip
 
     Raises UsageError for options that contradict each other, RopebendError for a file that cannot be read.
     """

@@ -68,13 +68,18 @@ def _parse(data: dict[str, Any]) -> Record:
 
 
 class MultiDocumentQA(FilledTask):
-    """Questions of a published file, with the gold document at each depth among `documents`.
+    """Questions of a published file (arXiv 2307.03172), with the gold document at each depth among `documents`.
 
+    data       a file of the authors' format, JSON lines, plain or gzip
     documents  20 if nothing is said; or
     length     tokens that the prompt may have, which decides the number of documents
+    depths     0: the gold document stands first, 1: last
 
     Where a line brings too few documents (the oracle file brings the gold one only), those of other lines that do not
     hold an answer make up the rest; which ones is decided by the seed.
+
+    Raises UsageError for options that contradict each other, RopebendError for a file that cannot be read or has too
+    few lines to make up the documents; so does `build` where too few of them hold no answer.
     """
 
     name = "mdqa"

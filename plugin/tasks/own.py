@@ -14,7 +14,7 @@ from ropebend.tasks.task import Item, Question, RetrievalTask, Task, TextTask, T
 
 
 def read_maker(path: str) -> Callable[..., Task]:
-    """The function `task` of a file.  Raises RopebendError if there is none."""
+    """The function `task` of a file.  Raises RopebendError if there is none, or if the file fails, with the line."""
     if not Path(path).is_file():
         raise RopebendError(f"{path}: No such file")
     with naming(path):

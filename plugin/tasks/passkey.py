@@ -23,10 +23,13 @@ PREFIX = " The pass key is"
 
 
 class Passkey(FilledTask):
-    """Prompts of at most `length` tokens, with the pass key at each depth of the filler.
+    """Prompts of at most `length` tokens, with the pass key at each depth of the filler (arXiv 2305.16300).
 
-    text: a file to take the filler from, sentence by sentence, from another place for each item; default: the published
-    filler.
+    depths  0: the key stands before all of the filler, 1: behind it
+    text    a file to take the filler from, sentence by sentence, from another place for each item; default: the
+            published filler
+
+    Raises RopebendError for a text that cannot be read or holds no sentence.
     """
 
     name = "passkey"

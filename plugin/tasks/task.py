@@ -19,7 +19,10 @@ class Tokenize(Protocol):
     """The tokens that a model is given for a prompt, all told: BOS, chat template, and what the answer begins with."""
 
     def __call__(self, prompt: str, prefix: str = "", /) -> list[int]:
-        """Tokens of `prompt` and of the answer prefix behind it (in a chat: behind the template's end)."""
+        """Tokens of `prompt` and of the answer prefix behind it (in a chat: behind the template's end).
+
+        Raises TextError for what cannot be tokenised.
+        """
         ...
 
 
@@ -56,8 +59,9 @@ class Item:
 
 
 class Task:
-    """Numbered items, the same at every call, so that a score is (scales, first k items).
+    """Numbered items, from 0, the same at every call, so that a score is (scales, first k items).
 
+    name     in reports and file names
     n_items  how many there are; None: as many as wanted
     """
 
@@ -65,7 +69,11 @@ class Task:
     n_items: int | None = None
 
     def prepare(self, tokenize: Tokenize) -> None:
-        """Called once before anything else, with the model's tokeniser; for tasks whose lengths are in tokens."""
+        """Called before anything else, with the model's tokeniser; for tasks whose lengths are in tokens.
+
+        Called again where it is found that prompts stand in a chat template, or in another process.  May raise
+        RopebendError if a length holds no item.
+        """
 
     def config(self) -> dict[str, Any]:
         """What decides the items, as JSON, among it "name": goes into reports and provenance."""
@@ -82,7 +90,8 @@ class RetrievalTask(Task):
     value_form         what a value looks like, where that is known: then the first value the model says is its answer.
                        None: an answer counts wherever it stands among `max_answer_tokens`
     chat               put the prompts into the model's chat template; None: where its easy items go better so
-    max_answer_tokens  how long the model may talk; None: little longer than the expected answer with its lead-in takes
+    max_answer_tokens  how long the model may talk, in tokens; None: little longer than the expected answer with its
+                       lead-in takes
     """
 
     depths: tuple[float, ...]
@@ -94,7 +103,7 @@ class RetrievalTask(Task):
 
     @property
     def max_prompt_tokens(self) -> int | None:
-        """What no prompt exceeds, where that is known without making them."""
+        """Tokens that no prompt exceeds, where that is known without making them."""
         return None
 
     @property
@@ -111,7 +120,7 @@ class RetrievalTask(Task):
         raise NotImplementedError
 
     def score(self, answer: str, question: Question) -> float:
-        """What a greedy answer is worth, 0 to 1, once it has ended."""
+        """What a greedy answer is worth, 0 to 1, once it has ended.  answer: without the prefix."""
         if not self.all_answers:
             return float(self.is_right(answer, question))
         said = answer.lower()
@@ -138,7 +147,7 @@ class RetrievalTask(Task):
 
 
 class TextTask(Task):
-    """Texts to predict, as windows of tokens."""
+    """Texts to predict, as windows of tokens; their mean log-probability per token is what is maximised."""
 
     def window(self, i: int) -> Sequence[int]:
         """Tokens of window number i; the second half is scored, as llama-perplexity does."""

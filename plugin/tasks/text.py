@@ -27,7 +27,9 @@ def read_text(path: str | Path) -> str:
 class Perplexity(TextTask):
     """Perplexity of a text in windows of `length` tokens, as ``llama-perplexity -c length`` cuts and scores them.
 
-    Raises RopebendError if the text does not fill one window.
+    text  a UTF-8 file, plain or gzip
+
+    Raises RopebendError for a length below 8 and a text that cannot be read; `prepare` if it does not fill one window.
     """
 
     name = "perplexity"
@@ -40,7 +42,7 @@ class Perplexity(TextTask):
         self._tokens: list[int] = []
 
     def prepare(self, tokenize: Tokenize) -> None:
-        """Tokenise the text once."""
+        """Tokenise the text once.  Raises RopebendError if it does not fill one window."""
         self._tokens = tokenize(self._content)
         self.n_items = len(self._tokens) // self.length
         if self.n_items < 1:

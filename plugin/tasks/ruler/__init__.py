@@ -44,7 +44,10 @@ NAMES = tuple(TASKS)
 
 
 def from_file(name: str, path: str | Path) -> RulerFile:
-    """The prompts of one of RULER's own jsonl files, judged as the task `name` is."""
+    """The prompts of one of RULER's own jsonl files, judged as the task `name` is.
+
+    Raises RopebendError for a file that cannot be read or is none of RULER's, naming the line.
+    """
     words: dict[str, type[FilledTask]] = {"vt": VariableTracking, "cwe": CommonWords, "fwe": FrequentWords}
     kind = NeedlesAnywhere if name in KINDS else words.get(name, Questions)
     return RulerFile(name, path, all_answers=kind.all_answers, max_answer_tokens=kind.reserved)
@@ -53,8 +56,9 @@ def from_file(name: str, path: str | Path) -> RulerFile:
 def suite(options: Mapping[str, Any]) -> tuple[dict[str, RetrievalTask], dict[str, str]]:
     """The whole suite under the published protocol, and for tasks that lack their texts the reason why.
 
-    options: length, seed, text (essays), data (a folder with squad.json and hotpotqa.json, as RULER's script names
-    them).  Raises UsageError where nothing is left.
+    options: length (tokens), seed, text (essays), data (a folder with squad.json and hotpotqa.json, as RULER's script
+    names them).  Raises UsageError where nothing is left, RopebendError where the folder is none or a file of it cannot
+    be read.
     """
     made: dict[str, RetrievalTask] = {}
     missing: dict[str, str] = {}

@@ -31,7 +31,10 @@ def _parse(data: dict[str, Any]) -> Question:
 
 
 class RulerFile(RetrievalTask):
-    """The prompts of a file, in order, as they stand there."""
+    """The prompts of a file, in order, as they stand there.  Raises RopebendError naming the line.
+
+    all_answers, max_answer_tokens  as in `RetrievalTask`: the file does not say them
+    """
 
     exact = False
     depths = ()

@@ -8,7 +8,7 @@ from ropebend.tasks.length import FilledTask
 
 
 class GeneratedTask(FilledTask):
-    """As long as the length allows, the same for the same seed."""
+    """As long as the length in tokens allows, the same for the same seed."""
 
     exact = False
     all_answers = True

@@ -85,7 +85,7 @@ def listed(words: Sequence[str]) -> str:
 
 
 def read_essays(path: str | Path) -> list[str]:
-    """The words of a text, or of RULER's PaulGrahamEssays.json ({"text": …})."""
+    """The words of a text, or of RULER's PaulGrahamEssays.json ({"text": …}).  Raises RopebendError."""
     text = read_text(path)
     if str(path).removesuffix(".gz").endswith(".json"):
         try:
@@ -100,8 +100,11 @@ def read_essays(path: str | Path) -> list[str]:
 class NeedlesAnywhere(FilledTask):
     """Needles in a haystack as RULER's generator places them: anywhere.
 
+    name    one of `KINDS`
     length  tokens of prompt, answer prefix and answer
     text    a file with essays, for the tasks that hide their needles in essays
+
+    Raises UsageError where the text is missing or has no effect, RopebendError where it cannot be read.
     """
 
     all_answers = True
@@ -182,7 +185,12 @@ class NeedlesAnywhere(FilledTask):
 
 
 class Needles(NeedlesAnywhere):
-    """Single and multi-key needles, of which one is asked for: by depth (protocol "shared"), or anywhere."""
+    """Single and multi-key needles, of which one is asked for: by depth (protocol "shared"), or anywhere.
+
+    depths  of the needles that are asked for (shared): 0 first in the haystack, 1 last
+
+    Raises as `NeedlesAnywhere`, and UsageError for a protocol that there is not.
+    """
 
     def __init__(
         self,

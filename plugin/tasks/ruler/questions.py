@@ -74,7 +74,11 @@ FILES = {"qa_1": "squad.json", "qa_2": "hotpotqa.json"}  # as RULER's script sav
 class Questions(FilledTask):
     """Questions in the file's order, each among as many documents as the length allows, in random order.
 
-    data  SQuAD's or HotpotQA's JSON file.  Score: one of the answers is found.
+    name    "qa_1" (SQuAD 2.0, arXiv 1806.03822) or "qa_2" (HotpotQA, arXiv 1809.09600)
+    data    the JSON file of that data set
+    length  tokens of prompt, answer prefix and answer
+
+    Score: one of the answers is found.  Raises RopebendError for a file that cannot be read or holds no such questions.
     """
 
     exact = False
