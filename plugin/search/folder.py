@@ -115,7 +115,7 @@ def _with_runtime(search: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_in(folder: Path, spec: SearchSpec, listener: Listener | None = None) -> Outcome:
-    """Search, and write factors.json, report.html and the pictures.
+    """Search, and write factors.json, report.html and the pictures.  Raises as `run_search` does.
 
     A new search that fails before any scales are measured leaves nothing that would be in the way of the next one.
     """

@@ -27,7 +27,7 @@ class Term:
     keep           instead of a weight: what it may lose against the unscaled model (accuracy, or the share by which the
                    perplexity may rise)
     depth_weights  of the depths in the mean (None: all alike)
-    worst          weight of the worst depth beside the mean
+    worst          weight of the worst depth beside the mean, 0 to 1
     """
 
     task: Task
@@ -39,6 +39,8 @@ class Term:
     def score(self, rows: Sequence[Row]) -> float:
         """Text: mean log-probability per token.  Retrieval: (1 - worst) * mean over depths + worst * worst depth, of a
         quarter of the accuracy and three quarters of the answers' mean probability per token, 0 to 1.
+
+        Raises RopebendError for depth weights that are not as many as the depths.
         """
         value = np.array([r.value for r in rows])
         if not isinstance(self.task, RetrievalTask):
@@ -79,7 +81,10 @@ class Objective:
 
 
 def depth_weights(weights: Sequence[float] | None, n_depths: int) -> npt.NDArray[np.float64]:
-    """Normalised weights per depth; None: all alike."""
+    """Normalised weights per depth, float64 [n_depths]; None: all alike.
+
+    Raises RopebendError unless there is one number of 0 or more per depth, and not only zeros.
+    """
     w = np.ones(n_depths) if weights is None else np.asarray(weights, dtype=np.float64)
     if w.shape != (n_depths,) or not np.isfinite(w).all() or (w < 0).any() or w.sum() == 0:
         raise RopebendError(f"depth weights: expected {n_depths} numbers >= 0, not all zero, got {weights}")

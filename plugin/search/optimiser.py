@@ -31,7 +31,7 @@ SHIFTS = {"scale": (0.8, 0.9, 1.1, 1.25), "attn": (0.9, 0.95, 1.06, 1.12)}
 
 @dataclass(frozen=True)
 class Scored:
-    """A measured candidate."""
+    """A measured candidate.  score: of the objective; comparable at equal numbers of items only."""
 
     candidate: Candidate
     score: float

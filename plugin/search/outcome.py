@@ -18,7 +18,12 @@ START = "start"  # what the search begins from, if there is something
 
 @dataclass(frozen=True)
 class Generation:
-    """State of one search after a generation."""
+    """State of one search after a generation.
+
+    number       of the generation
+    n_evaluated  sets of scales measured so far
+    best, mean   scores of the objective: the best so far, and the mean of this generation
+    """
 
     search: str
     number: int
@@ -33,6 +38,7 @@ class Found:
 
     ranked      finalists, best first, at the most items they were measured on
     n_items     that number
+    n_evaluated  sets of scales measured
     n_repeated  genomes that were drawn, too, but stood for scales measured before: they cost nothing
     history     one entry per generation
     """
@@ -46,7 +52,7 @@ class Found:
 
     @property
     def best(self) -> Scored:
-        """The winner."""
+        """The winner.  Raises IndexError before there are finalists."""
         return self.ranked[0]
 
 
@@ -54,10 +60,15 @@ class Found:
 class Outcome:
     """All searches (the main one last) and how their winners do on items never seen.
 
+    spec   with its open numbers settled
+    tasks  of the objective, then transfer
+    found  by name of the search
     tests  name of the scales (`UNSCALED`, `START` if there are some, then the searches') -> an evaluation per task: the
            objective's, then transfer; empty if it was interrupted before
     seen   the same on the first items of the search itself, first task only; they flatter what was chosen by them
-    n_tokens, seconds  of all resumes together
+    layers what was found, to be saved: with the method they multiply, without provenance
+    n_ctx  tokens that a sequence of the first task may reach
+    n_tokens, seconds  prompt tokens computed and time taken, of all resumes together
     left   seconds that an interrupted one still takes
     """
 
@@ -87,7 +98,7 @@ class Outcome:
 class Progress:
     """How far a run is.
 
-    stage    a search's name, "finals: …" or "test"
+    stage    a search's name, "finals: …", "methods" or "test"
     done     share of the whole run, 0 to 1
     seconds  that are left
     """
@@ -98,7 +109,7 @@ class Progress:
 
 
 class Listener:
-    """Hears how a run goes on; does nothing by itself."""
+    """Hears how a run goes on, in the thread that runs it; does nothing by itself."""
 
     def note(self, text: str) -> None:
         """Something that the user ought to know, in words."""
@@ -110,7 +121,7 @@ class Listener:
         """A generation is measured."""
 
     def stage(self, stage: str) -> None:
-        """A stage begins."""
+        """A stage begins: a search's name, "finals: …", "methods" or "test"."""
 
     def progress(self, progress: Progress) -> None:
         """An item is measured, or with one worker in this process a part of one."""

@@ -44,10 +44,14 @@ def run_search(
 ) -> Outcome:  # fmt: skip
     """Search as the spec says.  What `log` holds counts as measured, so a killed run goes on where it was.
 
+    log     a file of JSON lines, one an item measured, which is appended to; None: no log
     settle  is called with the spec once its `open` numbers are fixed
 
-    Ctrl-C ends it early with what is there.  Raises RopebendError if the model cannot take scales, if `spec.start` does
-    not fit it, or if a task has too few items; DoesNotFit if a budget in time is too short.
+    Ctrl-C ends it early with what is there; where no candidate is measured yet, KeyboardInterrupt is raised.
+
+    Raises RopebendError if the model cannot be read or cannot take scales, if `spec.start` does not fit it, if a task
+    has too few items, or if the log cannot be read or written; UsageError for a budget, task or option that cannot be;
+    DoesNotFit, a UsageError, if a budget in time is too short.
     """
     listener = listener or Listener()
     started = time.monotonic()

@@ -27,10 +27,11 @@ Values = tuple[float, ...]
 class Candidate:
     """One set of numbers to measure.
 
-    scales          per layer, rounded to 0.01 (LongRoPE's grid), so that equal ones are measured once
+    scales          per layer, above 1 to stretch, rounded to 0.01 (LongRoPE's grid, arXiv 2402.13753), so that equal
+                    ones are measured once
     factor          of the extension method
     attn            attention factor per layer, rounded alike; None: 1 everywhere
-    control_points  of the curve the scales came from, if any
+    control_points  of the curve the scales came from, if any: four (layer, scale)
     origin          how it was made, for reports
     """
 
@@ -81,7 +82,6 @@ class Space:
 
     @property
     def n_genes(self) -> int:
-        """Length of a genome."""
         return len(self.low)
 
     @property
@@ -155,7 +155,8 @@ def make_space(
 ) -> Space:
     """The kind of genome called `name` for the numbers "scale", "attn" or "both"; the others stay as in `held`.
 
-    Raises RopebendError if there is none, or if the factor leaves its range.
+    min_scale, max_scale: bounds of the scales; factor_range: (low, high) in which the method's factor moves.
+    Raises RopebendError if there is no such kind or number, or if the factor leaves its range.
     """
     if name not in CURVES:
         raise RopebendError(f"genome: expected one of {', '.join(CURVES)}, got {name!r}")

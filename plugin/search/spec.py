@@ -64,7 +64,7 @@ class Budget:
         )
 
     def share(self, n: int) -> Budget:
-        """An equal part for each of n searches."""
+        """An equal part for each of n searches; of evaluations a whole number, at least one."""
         amount = self.amount / n
         return Budget(max(1.0, float(int(amount))) if self.unit == "evaluations" else amount, self.unit)
 
@@ -74,7 +74,17 @@ class _Strict(BaseModel):
 
 
 class TaskSpec(_Strict):
-    """A task, its options, and its part in the objective (see `objective.Term`)."""
+    """A task, its options, and its part in the objective.
+
+    name     of the task, or a Python file, as `make_task` takes it
+    options  by name, as `make_task` takes them
+    weight   of its score in the sum, above 0
+    keep     instead of a weight: what it may lose against the unscaled model (accuracy, 0 to 1, or the share by which
+             the perplexity may rise)
+
+    Making one raises pydantic's ValidationError for an unknown field or a value of another type, and checks no more;
+    see `make`.
+    """
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
@@ -83,7 +93,11 @@ class TaskSpec(_Strict):
 
     @classmethod
     def parse(cls, text: str) -> TaskSpec:
-        """Read "perplexity:text=wiki.txt,length=1024,keep=0.02".  Raises UsageError."""
+        """Read "perplexity:text=wiki.txt,length=1024,keep=0.02".
+
+        Raises UsageError for a task that does not exist, for what is no value of its option, for a weight or keep out
+        of range, and for both together.
+        """
         name, rest = split_name(text)
         types = option_types(name) or {}
         values: dict[str, Any] = {}
@@ -105,7 +119,7 @@ class TaskSpec(_Strict):
         return cls(name=name, options=values, **own)
 
     def make(self) -> Task:
-        """The task itself."""
+        """The task itself.  Raises UsageError or RopebendError as `make_task` does."""
         return make_task(self.name, self.options)
 
 
@@ -121,21 +135,34 @@ class SearchPlan(NamedTuple):
 class SearchSpec(_Strict):
     """Everything that `ropebend search` can be told.
 
-    budget    see `Budget`; shared equally by the search and its controls (uniform takes 48 evaluations at most)
+    Making one raises pydantic's ValidationError for an unknown field or a value of another type; whether the values go
+    together is found out by `run_search`.  "The paper" is arXiv 2503.04355.
+
+    model     path of the GGUF
+    tasks     of the objective; the first one decides the verdict
+    transfer  more tasks to judge the winners on
+    budget    see `Budget.parse`; shared equally by the search and its controls (uniform takes 48 evaluations at most)
     screen    items on which every candidate is measured
     finals    (candidates, items) in turn: so many of the best are measured on so many items
     test      items on which the winners are judged; never seen before
     open      numbers that a budget in time may make smaller, so that all of the run fits it; None: they are settled
+    genome    how layers share numbers: the kinds of `curves`
+    optimiser "cma" (CMA-ES), "ga" (the paper's genetic algorithm) or "random"
     numbers   which ones move: the layer scales (the paper's method), their attention factors, or both
-    min_scale smallest scale; the paper's is 1
+    min_scale smallest scale; the paper's is 1, where nothing is stretched
+    depth_weights  of the depths in the first task's score; None: all alike
+    worst     weight of the worst depth beside their mean, 0 to 1
+    seed      of the search's draws; a task has one among its own options
     population  candidates per generation; None: what suits the optimiser
     method    what the scales multiply; "auto": beyond the trained length the best of linear, NTK and YaRN, which is
               also what the search starts from (see `stretches`), within it "none"
+    factor, factor_range  the method's factor, 1 or more; the range (low, high) in which it moves, None: it stays
     start     scales per layer that every search tries first: what another search has found, say at half the length
     start_attn  the attention factors that go with them, None: 1
     controls  what the result is compared with, see `searches`
     executor  "local": `workers` processes (None: 1) that share the threads; "ray": actors of the cluster at
               `ray_address` (None: see `ray.init`), `workers` of them (None: as many as fit) with the threads each
+    runtime   how llama.cpp runs
     """
 
     model: str
@@ -173,7 +200,7 @@ class SearchSpec(_Strict):
 
     @property
     def rope(self) -> RopeMethod:
-        """The extension method underneath."""
+        """The extension method underneath; "none" as long as it is "auto"."""
         return RopeMethod(self.method if self.method != "auto" else "none", self.factor)
 
     @property
@@ -187,7 +214,7 @@ class SearchSpec(_Strict):
         return sum(s.genome != "uniform" for s in self.searches()) or 1
 
     def objective(self) -> Objective:
-        """The tasks with their parts."""
+        """The tasks with their parts.  Raises UsageError or RopebendError as `make_task` does."""
         weights = self.depth_weights
         return Objective(
             tuple(

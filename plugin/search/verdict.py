@@ -31,7 +31,10 @@ def sentence(mine: Evaluation, theirs: Evaluation, what: str) -> str:
 
 
 def verdict(outcome: Outcome) -> str:
-    """The result against its `rival`, on the first task's test items."""
+    """The result against its `rival`, on the first task's test items.
+
+    Of a search that was interrupted before them: that there is no judgement.
+    """
     if not outcome.tests:
         main = outcome.main
         text = f"The search was interrupted: these are the best scales so far ({main.name}), not judged on test items."

@@ -123,7 +123,10 @@ class Engine:
 
     @property
     def scheduler(self) -> Scheduler:
-        """The scheduler, to look at: its slots and its pool change while the engine's thread runs."""
+        """The scheduler, to look at: its slots and its pool change while the engine's thread runs.
+
+        Raises Unavailable if the model is not loaded.
+        """
         if self._scheduler is None:
             raise Unavailable("the model is not loaded")
         return self._scheduler
@@ -166,7 +169,10 @@ class Engine:
     # These five raise Unavailable if the engine is loading, stopping or stopped.
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
-        """Tokens of `text`; add_special: BOS and EOS as the model wants them; parse_special: control tokens in it."""
+        """Tokens of `text`; add_special: BOS and EOS as the model wants them; parse_special: control tokens in it.
+
+        Raises TextError for a text that cannot be tokenised.
+        """
         with self._using_model() as model:
             if add_special and parse_special and model.adds_bos and self._facts is not None:
                 text = text.removeprefix(self._facts.bos)  # a second one harms the answer
@@ -192,7 +198,10 @@ class Engine:
     def submit(
         self, requests: Sequence[Request], on_event: Callable[[Event], None], *, stream: bool = True
     ) -> Submission:
-        """Start computing.  Raises QueueFull, or Unavailable if the engine is loading, stopping or stopped."""
+        """Start computing; on_event is called in the engine's thread.  stream: see `Submission`.
+
+        Raises QueueFull, or Unavailable if the engine is loading, stopping or stopped.
+        """
         submission = Submission(requests, on_event, stream, self._notice)
         with self._lock:
             self._check_open()

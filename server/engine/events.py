@@ -62,7 +62,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Progress:
-    """How many of the `n_prompt` prompt tokens of generation `index` are there, those from the cache included."""
+    """How many of the `n_prompt` prompt tokens of generation `index` are there, those from the cache included.
+
+    n_cached  of them taken from another sequence
+    n_done    how many are there
+    ms        since the prompt was begun, milliseconds
+    """
 
     index: int
     n_prompt: int
@@ -74,7 +79,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Embedding:
-    """The vector of request `index`; without pooling one for each token."""
+    """The vector of request `index`; without pooling one for each token: [n, n_embd]."""
 
     index: int
     vectors: tuple[tuple[float, ...], ...]
@@ -89,6 +94,7 @@ class Embedding:
 class Finished:
     """Request `index` ended.
 
+    reason    "stop": the model, a stop string or its constraint ended it, or it was embedded; "length": max_tokens did
     n_tokens  tokens generated, without the one that ended it
     n_cached  prompt tokens whose keys and values were taken from another sequence instead of computed
     stopped_by  the stop string that ended it, or ""

@@ -21,8 +21,10 @@ class QueueFull(Unavailable):
 
 @dataclass(frozen=True)
 class Generation:
-    """One text to generate.  len(prompt) >= 1 and len(prompt) + max_tokens <= n_ctx.
+    """One text to generate.  len(prompt) >= 1 and len(prompt) + max_tokens <= n_ctx, which nobody checks here.
 
+    prompt        tokens
+    stop          texts that end it and are not part of it
     max_tokens    0: only compute the prompt
     n_logprobs    None: no log-probabilities; else how many of the likeliest tokens to report at each place
     echo          the answer begins with the prompt, with its log-probabilities if they are asked for
@@ -57,11 +59,14 @@ Pooling = Literal["none", "mean", "cls", "last"]
 
 @dataclass(frozen=True)
 class Embed:
-    """One text to embed.  1 <= len(prompt) <= n_ctx.
+    """One text to embed.  1 <= len(prompt) <= n_ctx, which nobody checks here.
 
+    prompt   tokens
     pooling  "mean" over the hidden states of all tokens, the first one ("cls") or the "last" one; "none": all of them,
              as they are
     norm     what becomes 1: the p-norm of the vector; -1: nothing; 0: as whole numbers up to 32760
+             (llama.cpp's ``common_embd_normalize``)
+    scaled   False: run under the model's own rope, whatever scales are in effect
     """
 
     prompt: Sequence[int]
