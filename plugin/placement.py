@@ -48,6 +48,8 @@ def model_params(
         (False, True): lib.LLAMA_LOAD_MODE_MLOCK,
     }
     params.load_mode = modes[use_mmap, use_mlock]
+    if split_mode not in SPLIT_MODES:
+        raise UsageError(f"--split-mode: expected one of {', '.join(SPLIT_MODES)}, got {split_mode!r}")
     params.split_mode = SPLIT_MODES[split_mode]
     params.main_gpu = main_gpu
     kept: list[Any] = []

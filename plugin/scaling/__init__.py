@@ -234,9 +234,12 @@ class LayerScaling:
     def save(self, path: str | Path) -> None:
         """Write a factors file, whole or not at all.
 
-        Raises FileError naming the file; ValueError or TypeError, as json does, for a provenance that JSON cannot hold.
+        Raises FileError naming the file, ScalesError for a provenance that JSON cannot hold.
         """
-        write_json(path, self.to_json())
+        try:
+            write_json(path, self.to_json())
+        except (TypeError, ValueError) as e:
+            raise ScalesError(f"provenance, extra: JSON cannot hold them: {e}") from None
 
     @classmethod
     def from_metadata(cls, fields: Mapping[str, Any], architecture: str, block_count: int) -> LayerScaling | None:

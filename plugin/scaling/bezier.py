@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ropebend.errors import RopebendError
+from ropebend.errors import ScalesError
 
 ControlPoints = Sequence[Sequence[float]]
 
@@ -28,18 +28,18 @@ def layer_scales(control_points: ControlPoints, n_layer: int, floor: float = 1.0
     `control_points` is [[x, y] x 4] with x0 = 0, x3 = n_layer - 1 and x1, x2 in [0, n_layer - 1].  The y values may
     lie under the floor: a profile that is flat at 1 and rises late needs them to.
 
-    Raises RopebendError if the points are not four finite pairs or leave that range.
+    Raises ScalesError if the points are not four finite pairs or leave that range.
 
     >>> layer_scales([[0, 1], [1, 1], [2, 4], [3, 4]], 4).round(3).tolist()
     [1.0, 1.778, 3.222, 4.0]
     """
     points = np.asarray(control_points, dtype=np.float64)
     if points.shape != (4, 2) or not np.isfinite(points).all():
-        raise RopebendError(f"curve.control_points: expected four finite [x, y] pairs, got {control_points!r}")
+        raise ScalesError(f"curve.control_points: expected four finite [x, y] pairs, got {control_points!r}")
     last = n_layer - 1
     x = points[:, 0]
     if x[0] != 0 or x[3] != last or (x < 0).any() or (x > last).any():
-        raise RopebendError(
+        raise ScalesError(
             f"curve.control_points: expected x0 = 0, x3 = {last} and every x in [0, {last}] for {n_layer} layers, "
             f"got x = {x.tolist()}"
         )

@@ -21,6 +21,8 @@ def as_f32(value: float) -> float:
         raw = struct.pack("<f", value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
+    except struct.error:
+        return math.nan  # no number at all: in no range
     exact = struct.unpack("<f", raw)[0]
     fewest = 6 if abs(exact) > 1.2e-38 else 1  # any six digits survive but in subnormal numbers, nine always do
     short = (float(f"{exact:.{digits}g}") for digits in range(fewest, 9))

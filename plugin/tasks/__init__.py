@@ -96,7 +96,7 @@ def unused_with_data(name: str, data: str | Path | None) -> set[str]:
 def make_task(name: str, options: Mapping[str, Any]) -> Task:
     """The task `name`, or that of a Python file (`….py`), with its options; `chat` is one of every task that asks.
 
-    options: by name, of the types of `option_types`, which are not checked; of a file what its function takes.
+    options: by name, of the types of `option_types`; of a file what its function takes.
 
     Raises UsageError for a task or an option that does not exist or cannot have this value, where an option is missing,
     and where two contradict each other; RopebendError for a file that cannot be read or is none of the task's, and for
@@ -141,6 +141,10 @@ def _of_ruler(options: Mapping[str, Any]) -> bool:
 
 
 def _check(name: str, options: Mapping[str, Any]) -> None:
+    for key, kind in (option_types(name) or {}).items():
+        value = options.get(key)
+        if kind is int and key not in ("length", "seed") and type(value) not in (int, type(None)):
+            raise UsageError(f"task {name}: {key}: expected a whole number, got {value!r:.80}")
     if not all(0 <= depth <= 1 for depth in options.get("depths", ())):
         raise UsageError(f"task {name}: depths: expected numbers in [0, 1], got {options['depths']}")
     if options.get("length") is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ropebend.errors import RopebendError
+from ropebend.errors import RopebendError, UsageError
 from ropebend.tasks.task import TextTask, Tokenize
 
 
@@ -29,14 +29,15 @@ class Perplexity(TextTask):
 
     text  a UTF-8 file, plain or gzip
 
-    Raises RopebendError for a length below 8 and a text that cannot be read; `prepare` if it does not fill one window.
+    Raises UsageError for a length below 8, RopebendError for a text that cannot be read; `prepare` if it does not fill
+    one window.
     """
 
     name = "perplexity"
 
     def __init__(self, *, text: str | Path, length: int = 4096):
         if length < 8:
-            raise RopebendError(f"perplexity: expected a length of at least 8 tokens, got {length}")
+            raise UsageError(f"perplexity: expected a length of at least 8 tokens, got {length}")
         self.text, self.length = text, length
         self._content = read_text(text)  # at once: a worker that gets this task needs no file
         self._tokens: list[int] = []

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ropebend import LayerScaling, RopebendError, RopeMethod
+from ropebend import LayerScaling, RopebendError, RopeMethod, ScalesError
 from ropebend.scaling import ShorterPlan, gguf_keys
 from ropebend.scaling.rope_method import dynamic_ntk_factor, length_bucket
 from ropebend.scaling.validation import as_f32
@@ -373,3 +373,14 @@ def test_scales_are_float32_everywhere() -> None:
 def test_provenance_that_json_cannot_hold_is_refused() -> None:
     with pytest.raises(RopebendError, match=r"ropebend\.provenance: expected what JSON can hold"):
         LayerScaling((1.0,), provenance={"score": float("nan")}).to_metadata()
+
+
+def test_what_is_no_number_and_what_json_cannot_hold_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ScalesError, match=r"layer_scale\[1\]: expected a finite scale in .*, got 'a'"):
+        LayerScaling((1.0, "a"))  # type: ignore[arg-type]
+    with pytest.raises(ScalesError, match="provenance, extra: JSON cannot hold them"):
+        LayerScaling((1.0,), provenance={"a": object()}).save(tmp_path / "factors.json")
+    assert not [*tmp_path.iterdir()]
+    points = [[0, 1], [9, 1], [1, 1], [2, 1]]
+    with pytest.raises(ScalesError, match="curve.control_points"):
+        LayerScaling.from_json({"format": "ropebend/1", "block_count": 3, "curve": {"control_points": points}})

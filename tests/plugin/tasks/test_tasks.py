@@ -216,3 +216,8 @@ def test_task_options_of_the_command_line_have_the_types_of_the_task() -> None:
     ):
         with pytest.raises(UsageError, match=f"--task-option {wrong.split('=')[0]}: expected {expected}"):
             options(wrong)
+
+
+def test_an_option_of_another_type_is_named() -> None:
+    with pytest.raises(UsageError, match="task kv: keys: expected a whole number, got 'a'"):
+        make_task("kv", {"keys": "a"})
