@@ -382,5 +382,5 @@ def test_what_is_no_number_and_what_json_cannot_hold_is_named(tmp_path: Path) ->
         LayerScaling((1.0,), provenance={"a": object()}).save(tmp_path / "factors.json")
     assert not [*tmp_path.iterdir()]
     points = [[0, 1], [9, 1], [1, 1], [2, 1]]
-    with pytest.raises(ScalesError, match="curve.control_points"):
+    with pytest.raises(ScalesError, match=r"curve\.control_points"):
         LayerScaling.from_json({"format": "ropebend/1", "block_count": 3, "curve": {"control_points": points}})
