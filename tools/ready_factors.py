@@ -1,6 +1,6 @@
-"""Make a factors.json that a search wrote one of the ready ones: python tools/ready_factors.py FACTORS MODEL.gguf.
+"""Make what a search wrote one of the ready factors: python tools/ready_factors.py MODEL.gguf [none@TOKENS] FACTORS.
 
-Writes factors/<model's file name>.json, with the model's name, quantisation and the digest of its tensors.
+FACTORS as `ropebend add-scales` takes them, plans by length included.  Writes factors/<model's file name>.json, with the model's name, quantisation and the digest of its tensors.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 from gguf import LlamaFileType
 
 from ropebend.convert.gguf_file import GgufFile
-from ropebend.scaling import LayerScaling
+from ropebend.scaling.by_length import read_parts
 
 
-def main(factors: str, model: str) -> None:
+def main(model: str, *factors: str) -> None:
     """Write it."""
-    scaling = LayerScaling.load(factors)
+    scaling = read_parts(factors)
     with GgufFile(Path(model)) as file:
         name, kind = file.value("general.name"), LlamaFileType(file.value("general.file_type"))
         identity = {

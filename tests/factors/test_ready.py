@@ -47,7 +47,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = write_llama(tmp_path / "model.gguf", fields={"general.file_type": 0, "general.name": "Model"})
     FOUND.save(tmp_path / "found.json")
     (tmp_path / "factors").mkdir()
-    subprocess.run([sys.executable, ROOT / "tools" / "ready_factors.py", "found.json", "model.gguf"], check=True)
+    subprocess.run([sys.executable, ROOT / "tools" / "ready_factors.py", "model.gguf", "found.json"], check=True)
     monkeypatch.setattr(ropebend.factors, "FOLDER", tmp_path / "factors")
     return path
 
