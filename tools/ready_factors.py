@@ -1,6 +1,7 @@
 """Make what a search wrote one of the ready factors: python tools/ready_factors.py MODEL.gguf [none@TOKENS] FACTORS.
 
-FACTORS as `ropebend add-scales` takes them, plans by length included.  Writes factors/<model's file name>.json, with the model's name, quantisation and the digest of its tensors.
+FACTORS as `ropebend add-scales` takes them, plans by length included.  Writes factors/<model's file name>.json,
+with the model's name, quantisation and the digest of its tensors.
 """
 
 from __future__ import annotations
