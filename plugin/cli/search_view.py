@@ -71,9 +71,11 @@ def plan_in_words(spec: SearchSpec, cost: Cost) -> list[str]:
     names = ", ".join(name for name, *_ in spec.searches())
     finals = " and ".join(f"the best {n} on {k} items" for n, k in spec.finals)
     speed = f"{cost.n_tokens / cost.seconds:,.0f} tokens/s" if cost.seconds else "as measured before"
+    chat = ", in the model's chat template" if cost.chat else ""
     methods = f"first {cost.methods} measurements of linear, NTK and YaRN; then " if cost.methods else ""
     lines = [
-        f"prompts of up to {cost.context:,} tokens; {speed}, {brief(cost.seconds)} s for a set of scales on an item",
+        f"prompts of up to {cost.context:,} tokens{chat}; {speed}, "
+        f"{brief(cost.seconds)} s for a set of scales on an item",
         f"{methods}searches: {names}; each set on {spec.screen} items"
         + (f", {finals} of each search" if finals else "")
         + f"; judged on {spec.test} unseen items",

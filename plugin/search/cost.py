@@ -42,6 +42,7 @@ class Cost:
     test       units of the judgement
     context    tokens that a sequence of the first task may reach
     spent      seconds of the run so far
+    chat       whether prompts stand in the model's chat template
     """
 
     n_tokens: float
@@ -52,6 +53,7 @@ class Cost:
     test: int
     context: int
     spent: float
+    chat: bool = False
 
     @property
     def late(self) -> int:

@@ -62,6 +62,7 @@ class Measurer:
         self.n_measured = 0  # items measured now
         self.lengths: dict[int, int] = {}  # tokens that a sequence of each task may reach
         self.easy: dict[int, float | None] = {}  # share of each task's easy questions that are answered right
+        self.chat = False  # whether prompts stand in the model's chat template, as far as was measured now
         self._started = time.monotonic() if started is None else started
         self._before = 0.0  # seconds of the run before this resume
         self._replayed = 0.0  # what the clock showed at the last item taken from the log
@@ -187,6 +188,7 @@ class Measurer:
         self.n_tokens += done.n_tokens
         self.lengths[key.task] = done.length
         self.easy[key.task] = done.easy
+        self.chat |= done.chat
 
     # ---- the log
 

@@ -151,7 +151,8 @@ class _Run:
             self.spec = fitted(self.spec, seconds, measurer.seconds + self.comparison.n_units * seconds)
             self.settle(self.spec)
         context, methods = measurer.lengths[0], self.comparison.n_units
-        self.cost = cost_of(self.spec, tokens, seconds, context, measurer.spent, methods)
+        cost = cost_of(self.spec, tokens, seconds, context, measurer.spent, methods)
+        self.cost = replace(cost, chat=measurer.chat)
         budget = Budget.parse(self.spec.budget)
         if budget.unit == "seconds":
             self.end = budget.amount

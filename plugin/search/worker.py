@@ -32,6 +32,7 @@ class Done:
     seconds   that it took
     length    tokens that a sequence of the task may reach
     easy      share of the task's easy questions that the unscaled model answers; None where that is not known
+    chat      whether the prompt stood in the model's chat template
     """
 
     row: Row
@@ -39,6 +40,7 @@ class Done:
     seconds: float
     length: int
     easy: float | None = None
+    chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,10 @@ class Worker(Closing):
             evaluator.set_scaling(job.scaling)
             self._set[job.task] = job.scaling
         row = evaluator.measure(job.item, full=job.full)
-        return Done(row, evaluator.n_computed - before, time.monotonic() - started, evaluator.n_tokens, evaluator.easy)
+        return Done(
+            row, evaluator.n_computed - before, time.monotonic() - started, evaluator.n_tokens, evaluator.easy,
+            evaluator.chat,
+        )  # fmt: skip
 
     def _computed(self, n_tokens: int, position: int) -> None:
         if self.on_tokens is not None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -149,6 +150,11 @@ def test_the_plan_is_said_in_words() -> None:
     text = "\n".join(plan_in_words(spec(budget="60s"), cost))
     assert "2,000 tokens/s, 0.5 s for a set of scales on an item" in text
     assert "at most 58 seconds, of which 6 seconds for finals and judgement" in text
+    assert "chat template" not in text
+    assert (
+        "prompts of up to 300 tokens, in the model's chat template; "
+        in plan_in_words(spec(), replace(cost, chat=True))[0]
+    )
     text = "\n".join(plan_in_words(spec(budget="50ktok"), cost_of(spec(budget="50ktok"), 1000, 0.5, 300, 2.0)))
     assert "at most 32 seconds, of which 6 seconds" in text
     assert "0.063 M prompt tokens" in text
