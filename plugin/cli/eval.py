@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from ropebend.cli.grid import Cell
     from ropebend.evaluate import Evaluation
+    from ropebend.model import Model
     from ropebend.model_info import ModelInfo
     from ropebend.scaling import LayerScaling
     from ropebend.tasks.task import Task
@@ -132,14 +134,14 @@ def eval_command(
 
     info = ModelInfo.read(model)
     chosen = scaling_for(info, scales)
-    run = Run(console, model, info, scales.label, runtime, samples, within, force, one_at_least=many)
-    if many:
-        sides = [("unscaled", False)] if chosen is None else [("unscaled", False), ("scaled", True)]
-        run.many(cells, sides, chosen, limit, output, missing, suite=suite)
-        return
-    measured = cells[0].task
-    out = output or run.path(measured, chosen, named_unscaled=scales.no_scaling)
-    result, report, stopped = run.one(measured, chosen, out, limit)
+    with closing(Run(console, model, info, scales.label, runtime, samples, within, force, one_at_least=many)) as run:
+        if many:
+            sides = [("unscaled", False)] if chosen is None else [("unscaled", False), ("scaled", True)]
+            run.many(cells, sides, chosen, limit, output, missing, suite=suite)
+            return
+        measured = cells[0].task
+        out = output or run.path(measured, chosen, named_unscaled=scales.no_scaling)
+        result, report, stopped = run.one(measured, chosen, out, limit)
 
     from ropebend.evaluate.diagnosis import diagnosis
 
@@ -177,9 +179,9 @@ def _again(name: str, arguments: list[str], *more: str) -> str:
     return command("ropebend", *rest, *more)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """What all measurements of one call share.
+    """What all measurements of one call share; the model is loaded when the first of them needs it.
 
     one_at_least  see `Measurement`
     least_easy    share of the easy items below which the task is beyond the model: `TooHard`, before anything long
@@ -195,6 +197,21 @@ class Run:
     force: bool
     one_at_least: bool = True
     least_easy: float = 0.0
+    _loaded: Model | None = None
+
+    @property
+    def loaded(self) -> Model:
+        """The model."""
+        from ropebend.model import Model
+
+        if self._loaded is None:
+            self._loaded = Model(self.model, **self.runtime.model)
+        return self._loaded
+
+    def close(self) -> None:
+        """Free the model."""
+        if self._loaded is not None:
+            self._loaded.close()
 
     def path(self, task: Task, scaling: LayerScaling | None, *, named_unscaled: bool) -> Path:
         """Where results go: one model's under other scales or on other sizes do not overwrite each other."""
@@ -232,21 +249,19 @@ class Run:
             measurement = Measurement(
                 self.console, file, task, rows, limit, self.within, self.least_easy, one_at_least=self.one_at_least
             )
-            stopped = measurement.run(self.model, self.runtime, self.samples, scaling, report, versions())
+            stopped = measurement.run(self.loaded, self.runtime, self.samples, scaling, report, versions())
             rows, report = measurement.rows, measurement.about
         return Evaluation.of(task, rows), report, stopped
 
     def _prepare(self, task: Task, n_items: int, chat: bool) -> None:
         """Make the items known whose results come from a file: what they ask decides what is said of them."""
         from ropebend.evaluate import Prompts
-        from ropebend.model import Model
         from ropebend.tasks.task import RetrievalTask
 
-        with Model(self.model, **self.runtime.model) as loaded:
-            task.prepare(Prompts(loaded, chat))
-            if isinstance(task, RetrievalTask):
-                for i in range(n_items):
-                    task.item(i)
+        task.prepare(Prompts(self.loaded, chat))
+        if isinstance(task, RetrievalTask):
+            for i in range(n_items):
+                task.item(i)
 
     def many(
         self, cells: list[Cell], sides: list[tuple[str, bool]], scaling: LayerScaling | None, limit: float | None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropebend.durations import brief, duration, short_duration
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ropebend.evaluate import Evaluation, Row
+    from ropebend.model import Model
     from ropebend.tasks.task import Task
 
 LEAST = 5  # items before an interval may end the measurement
@@ -52,17 +52,15 @@ class Measurement:
         self.planned = False
 
     def run(
-        self, model: Path, runtime: Runtime, samples: int | None, chosen: Any, report: dict[str, Any],
+        self, loaded: Model, runtime: Runtime, samples: int | None, chosen: Any, report: dict[str, Any],
         versions: dict[str, str],
     ) -> str | None:  # fmt: skip
         """Measure.  Why it ended before all items were measured, or None."""
         from ropebend.cli.progress import Bar, stopping_kindly
         from ropebend.evaluate import Evaluation, open_evaluator
-        from ropebend.model import Model
 
         with (
             stopping_kindly(),
-            Model(model, **runtime.model) as loaded,
             open_evaluator(loaded, self.task, samples, runtime) as evaluator,
             Bar(self.console, time.monotonic) as bar,
         ):
@@ -84,7 +82,7 @@ class Measurement:
                     self._show()
                     result = Evaluation.of(self.task, self.rows)
                     self.about = {
-                        "model": str(model), "task": self.task.config(), "n_ctx_train": loaded.info.n_ctx_train,
+                        "model": loaded.info.path, "task": self.task.config(), "n_ctx_train": loaded.info.n_ctx_train,
                         "tokens": evaluator.n_tokens, "interrupted": i + 1 < self.n_items,
                         "lead_in": evaluator.lead_in, "chat": evaluator.chat,
                         "easy": evaluator.easy, "versions": versions,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,12 +192,14 @@ class Tuning:
 
         task = spec.make()
         samples = BASELINE_ITEMS if isinstance(task, RetrievalTask) else None
-        one = Run(
-            self.console, Path(self.asked.model), self.info, "", self.asked.runtime, samples, None, False,
-            least_easy=LEAST_EASY,
-        )  # fmt: skip
         began = time.monotonic()
-        result, _, stopped = one.one(task, None, self.run.path / f"baseline-{label(task)}.json", seconds)
+        with closing(
+            Run(
+                self.console, Path(self.asked.model), self.info, "", self.asked.runtime, samples, None, False,
+                least_easy=LEAST_EASY,
+            )
+        ) as run:  # fmt: skip
+            result, _, stopped = run.one(task, None, self.run.path / f"baseline-{label(task)}.json", seconds)
         if stopped == "interrupted":
             raise KeyboardInterrupt
         self.measured = (time.monotonic() - began) / result.n_items

@@ -3,13 +3,14 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from small_search import NEEDLE
 from typer.testing import CliRunner, Result
 
-from ropebend import UsageError
+from ropebend import Model, UsageError
 from ropebend.cli import app
 from ropebend.cli.grid import depths_of, picture
 from ropebend.evaluate import RetrievalEvaluation
@@ -25,8 +26,17 @@ def test_lengths_by_depths_unscaled_and_scaled(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     (tmp_path / "two.json").write_text("[2, 2, 2, 2, 2, 2]")
     args = ["--lengths", "300,600", "--depths", "3", "--factors", "two.json"]
+    loads: list[object] = []
+    real = Model.__init__
+
+    def load(self: Model, *args: Any, **kwargs: Any) -> None:
+        loads.append(self)
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Model, "__init__", load)
     done = run(*args)
     assert done.exit_code == 0, done.output
+    assert len(loads) == 1
     for length in (300, 600):
         by_side = {}
         for side, which in (("unscaled", ".unscaled"), ("scaled", ".two")):
