@@ -223,6 +223,7 @@ class Tuning:
         from ropebend.durations import read_duration, short_duration
         from ropebend.search import folder as run_folder
         from ropebend.search.cost import DoesNotFit
+        from ropebend.search.report import write_report
         from ropebend.tune.plan import END_SECONDS, END_SHARE, leaner, search_spec
 
         self.say("\n3. Search, and judgement on items it has not seen")
@@ -246,6 +247,7 @@ class Tuning:
                 f"it seemed. What is measured is kept; this fits:\n  {again}"
             ) from None
         if outcome.interrupted:
+            write_report(path, outcome, [], [go_on(self.run)])  # the search's own says how to go on with the search
             self.say(f"the search is interrupted; {duration(outcome.left)} are left")
             raise KeyboardInterrupt
         return outcome

@@ -17,6 +17,8 @@ from ropebend import LayerScaling, RopebendError, UsageError
 from ropebend.cli import app, search_view, tuning
 from ropebend.evaluate import Evaluation, RetrievalEvaluation
 from ropebend.model_info import ModelInfo
+from ropebend.search import Listener
+from ropebend.search import folder as run_folder
 from ropebend.search.optimisers import Scored
 from ropebend.search.outcome import UNSCALED, Found, Outcome
 from ropebend.search.space import Candidate
@@ -57,8 +59,13 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_from_a_model_to_a_scaled_model_with_an_end_between(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = search_view.search_with_progress
 
-    def stopped(*_: object) -> Outcome:
-        raise KeyboardInterrupt
+    class Impatient(Listener):
+        def stage(self, stage: str) -> None:
+            if stage.startswith("finals"):
+                raise KeyboardInterrupt
+
+    def stopped(folder: Path, spec: SearchSpec) -> Outcome:
+        return run_folder.run_in(folder, spec, Impatient())
 
     monkeypatch.setattr(search_view, "search_with_progress", stopped)
     out = small / "out.gguf"
@@ -76,6 +83,9 @@ def test_from_a_model_to_a_scaled_model_with_an_end_between(small: Path, monkeyp
     folder = small / "needle-Q8_0.tune-1600"
     go_on = next(line for line in first.output.splitlines() if line.startswith("go on:"))
     assert shlex.split(go_on.removeprefix("go on:")) == ["ropebend", "tune", "--resume", folder.name]
+    page = (folder / "report.html").read_text()
+    assert f"ropebend tune --resume {folder.name}" in page
+    assert "search --resume" not in page
     state = json.loads((folder / "tune.json").read_text())
     assert state["task"]["name"] == "kv"
     assert state["short"]["options"]["length"] == 800
