@@ -43,7 +43,7 @@ export function showModel() {
   const box = $("curves");
   if (!isScaled()) {
     box.replaceChildren(make("p", {class: "hint"}, "No layer scales: the model runs as it is. "),
-      make("p", {class: "hint"}, "Find some with ", make("code", {}, "ropebend search"), "."));
+      make("p", {class: "hint"}, "Find some with ", make("code", {}, "ropebend tune"), "."));
     return;
   }
   const plans = plansOf(props), chosen = make("div");
