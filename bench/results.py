@@ -28,7 +28,7 @@ from ropebend.errors import RopebendError
 from ropebend.evaluate import Evaluation, RetrievalEvaluation, Row
 from ropebend.scaling import LayerScaling
 from ropebend.search.measure import read_log
-from ropebend.search.outcome import UNSCALED
+from ropebend.search.outcome import START, UNSCALED
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 TABLE = re.compile(r"(<!-- table (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -73,11 +73,15 @@ def name_of(numbers: Numbers | None, found: LayerScaling) -> str:
     scales, attn = (np.float32(x if x is not None else 1.0) for x in numbers)
     if np.array_equal(scales, np.float32(found.layer_scale)) and np.all(attn == np.float32(found.layer_attn_factor)):
         return "found"
+    begun = found.provenance["search"]
+    if begun["start"] and np.allclose(scales, begun["start"]) and np.allclose(attn, begun["start_attn"] or 1.0):
+        return START
     return "uniform" if np.ptp(scales) == 0 and np.ptp(attn) == 0 else "scales"
 
 
 WORDS = {
     UNSCALED: "unscaled",
+    START: "what the search began from",
     "uniform": "best uniform",
     "scales": "best layer scales (the paper's numbers)",
     "found": "**scales and attention factors**",
