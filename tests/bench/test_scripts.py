@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from llama_cpp.llama_cpp import llama_supports_gpu_offload
+from small_search import NEEDLE
 
 BENCH = Path(__file__).parents[2] / "bench"
 
@@ -70,3 +71,11 @@ def test_the_check_for_a_gpu_passes_on_the_cpu(tmp_path: Path) -> None:
     assert "hooked / unhooked: " in run.stdout
     if not llama_supports_gpu_offload():
         assert "no GPU backend" in bench("cuda.py", cwd=tmp_path, code=1).stderr
+
+
+def test_every_ubatch_is_measured_beside_the_default(tmp_path: Path) -> None:
+    args = (NEEDLE, "--tokens", 128, "--sizes", "32,64", "--rounds", 1, "--threads", 1)
+    lines = bench("ubatch.py", *args, cwd=tmp_path).stdout.splitlines()
+    names = [line[:28].strip() for line in lines]
+    assert names == ["ubatch 32", "ubatch 64", "ubatch 32, flash attention", "ubatch 64, flash attention", "ubatch 256"]
+    assert lines[-1].endswith("1.00")
