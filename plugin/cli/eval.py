@@ -271,6 +271,7 @@ class Run:
         from rich.console import Console as Output
 
         from ropebend.cli import grid
+        from ropebend.evaluate import Prompts
         from ropebend.files import write_bytes
 
         task = cells[0].task
@@ -289,6 +290,9 @@ class Run:
             result, _, stopped = self.one(task, used, out, seconds)
             return result, stopped
 
+        if suite:  # a length that one of them cannot have is an error now, not after an hour of the others
+            for cell in cells:
+                cell.task.prepare(Prompts(self.loaded))
         results, interrupted = grid.measure_all(cells, sides, limit, measure)
         if not any(results.values()):
             raise KeyboardInterrupt

@@ -10,7 +10,7 @@ import pytest
 from small_search import NEEDLE
 from typer.testing import CliRunner, Result
 
-from ropebend import Model, UsageError
+from ropebend import Model, RopebendError, UsageError
 from ropebend.cli import app
 from ropebend.cli.grid import depths_of, picture
 from ropebend.evaluate import RetrievalEvaluation
@@ -66,6 +66,16 @@ def test_the_suite_has_an_average_and_says_what_is_missing(tmp_path: Path, monke
     assert float(average[1]) == pytest.approx(np.mean([float(v) for v in rows.values()]), abs=0.06)
     assert "over 6 of 13 tasks, so it is not RULER's" in done.output
     assert "qa_1: needs a folder with squad.json: --data FOLDER" in done.output
+
+
+def test_a_length_that_one_task_of_the_suite_cannot_have_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("--task", "ruler:all", "--length", "500")
+    assert isinstance(done.exception, RopebendError)
+    assert "ruler:vt: the shortest prompt takes" in str(done.exception)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(
