@@ -86,7 +86,7 @@ Text = Annotated[
     ),
 ]  # fmt: skip
 TaskOption = Annotated[
-    list[str] | None, typer.Option("--task-option", help="name=value for a task of your own; may be repeated.")
+    list[str] | None, typer.Option("--task-option", help="name=value for what a task has no flag for; may be repeated.")
 ]
 DEPTHS, DEPTHS_HELP = "0,0.25,0.5,0.75,1", "Depths of the answer: 0 is first, 1 last."
 Depths = Annotated[str, typer.Option(help=DEPTHS_HELP)]

@@ -1,7 +1,8 @@
 """Which models write their calls in which way: one row a format.
 
 The format says what is expected of a model: how calls are written that are demanded, their ids, and whether the whole
-answer has a form of its own.  It is found from marks in the chat template, as llama.cpp finds it.
+answer has a form of its own.  It is found from marks in the chat template, as llama.cpp finds it: the first row that
+fits.  How calls are read stands in `marks.WAYS`, for all models alike.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Stats:
 
 
 class _Plans:
-    """The plans in use, by key: "" is unscaled; dynamic-ntk has one for each bucket of lengths."""
+    """The plans in use, by key: "" is unscaled; one for each of the plans by length, and of dynamic-ntk's buckets."""
 
     def __init__(self, facts: Facts):
         self._facts = facts

@@ -204,12 +204,12 @@ class Sampler:
         if self._walk is None:
             return int(lib.llama_sampler_sample(self._chain, context, i))
         # As in llama.cpp's own programs: to ask about one token is cheap, about all of them is not.
-        token = self._choose(logits)
+        token = self._drawn(logits)
         if not self._walk.allows(token):
             allowed = self._walk.allowed(self._n_vocab)
             if not len(allowed):
                 raise RopebendError("the grammar allows no token of this model's vocabulary here")
-            token = self._choose(logits, allowed)
+            token = self._drawn(logits, allowed)
         self._walk.accept(token)
         lib.llama_sampler_accept(self._chain, token)
         return token
@@ -235,7 +235,7 @@ class Sampler:
         """True if what the text follows is complete, so that nothing may come next."""
         return self._walk is not None and self._walk.ended
 
-    def _choose(self, logits: npt.NDArray[np.float32], among: npt.NDArray[np.int64] | None = None) -> int:
+    def _drawn(self, logits: npt.NDArray[np.float32], among: npt.NDArray[np.int64] | None = None) -> int:
         """A token, of those whose ids are given or of all; does not count it."""
         if self._is_argmax:
             return int(logits.argmax() if among is None else among[logits[among].argmax()])
