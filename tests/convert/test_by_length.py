@@ -1,12 +1,12 @@
 """Plans by length through the command: words to files, folded methods, refusals, the release before."""
 
-import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from gguf import GGUFReader
 from random_models import write_llama
 
 import ropebend
-from ropebend import Context, LayerScaling, Model, RopebendError, RopeMethod
+from ropebend import Context, LayerScaling, Model, RopeMethod
 from ropebend.scaling.by_length import join, read_parts
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -153,28 +153,43 @@ def test_the_search_s_words_are_read_as_the_command_s(model: Path) -> None:
     assert read_parts(["odd@name.json"]) == LayerScaling.load("b.json")
 
 
-def test_the_release_before_refuses_a_file_of_format_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own scaling.py, out of the history, reads version 1 and refuses version 2."""
+BEFORE = """
+import json, sys
+from ropebend.errors import RopebendError
+from ropebend.scaling import LayerScaling
+for read in json.load(sys.stdin):
+    try:
+        if "format" in read:
+            print(LayerScaling.from_json(read).layer_scale)
+        else:
+            print(LayerScaling.from_metadata(read, "llama", 2).layer_scale)
+    except RopebendError as e:
+        print(e)
+"""
+
+
+def test_the_release_before_refuses_a_file_of_format_2(tmp_path: Path) -> None:
+    """The package as it was before format 2, out of the history, reads version 1 and refuses version 2."""
     root = Path(__file__).parents[2]
-    show = ["git", "-C", str(root), "show", "5583690:plugin/scaling/__init__.py"]
-    old = subprocess.run(show, capture_output=True, text=True, check=False)
-    if old.returncode:
+
+    def git(*args: str) -> bytes:
+        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, check=False).stdout
+
+    brought = git("log", "--reverse", "--format=%H", "-Slayer_attn_factor", "--", "plugin/scaling.py").split()
+    archive = git("archive", f"{brought[0].decode()}^", "plugin") if brought else b""
+    if not archive:
         pytest.skip("no history of commits here")
-    path = tmp_path / "old_scaling.py"
-    path.write_text(old.stdout)
-    spec = importlib.util.spec_from_file_location("old_scaling", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "old_scaling", module)
-    names = SimpleNamespace(ARCHITECTURES_WITHOUT_ROPE=(), ARCHITECTURES_WITH_SHARED_KEYS=())
-    monkeypatch.setattr(ropebend, "_native", names)
-    spec.loader.exec_module(module)
+    subprocess.run(["tar", "x", "-C", tmp_path], input=archive, check=True)
+    (tmp_path / "plugin").rename(tmp_path / "ropebend")
+    shutil.copy(Path(ropebend._native.__file__), tmp_path / "ropebend")
     version_1 = LayerScaling((1.0, 2.0), "llama", provenance={"seed": 1})
-    assert module.LayerScaling.from_metadata(version_1.to_metadata(), "llama", 2).layer_scale == (1.0, 2.0)
-    assert module.LayerScaling.from_json(version_1.to_json()).layer_scale == (1.0, 2.0)
-    for newer in (LayerScaling((1.0, 2.0), layer_attn_factor=(1.0, 1.5)), LayerScaling((1.0, 2.0), up_to=64)):
-        with pytest.raises(RopebendError, match=r"ropebend.version: expected 1, got 2; a newer ropebend may read it"):
-            module.LayerScaling.from_metadata(newer.to_metadata(), "llama", 2)
-        with pytest.raises(RopebendError, match="expected 'ropebend/1', got 'ropebend/2'"):
-            module.LayerScaling.from_json(newer.to_json())
+    newer = [LayerScaling((1.0, 2.0), layer_attn_factor=(1.0, 1.5)), LayerScaling((1.0, 2.0), up_to=64)]
+    asked = [f for value in (version_1, *newer) for f in (value.to_json(), value.to_metadata())]
+    said = subprocess.run(
+        [sys.executable, "-c", BEFORE], input=json.dumps(asked), text=True, capture_output=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    ).stdout.splitlines()  # fmt: skip
+    assert said[:2] == ["(1.0, 2.0)"] * 2
+    for as_json, as_metadata in (said[2:4], said[4:6]):
+        assert "expected 'ropebend/1', got 'ropebend/2'" in as_json
+        assert "ropebend.version: expected 1, got 2; a newer ropebend may read it" in as_metadata
