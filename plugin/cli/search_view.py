@@ -13,7 +13,7 @@ from ropebend.cli.progress import Bar, stopping_kindly
 from ropebend.cli.show import render
 from ropebend.durations import brief, duration
 from ropebend.search import seeds
-from ropebend.search.cost import Cost
+from ropebend.search.cost import Cost, total_seconds
 from ropebend.search.folder import run_in
 from ropebend.search.outcome import START, Generation, Listener, Outcome, Progress
 from ropebend.search.report import SEEN, describe, summary, title_of
@@ -42,6 +42,9 @@ def search_with_progress(folder: Path, spec: SearchSpec) -> Outcome:
             def note(self, text: str) -> None:
                 say(text)
 
+            def foreseen(self, spec: SearchSpec, cost: Cost) -> None:
+                say(foreseen_in_words(spec, cost))
+
             def started(self, spec: SearchSpec, cost: Cost) -> None:
                 for line in plan_in_words(spec, cost):
                     say(line)
@@ -67,7 +70,6 @@ def search_with_progress(folder: Path, spec: SearchSpec) -> Outcome:
 
 def plan_in_words(spec: SearchSpec, cost: Cost) -> list[str]:
     """What will be measured, how fast that goes, and how long it takes in all."""
-    budget = Budget.parse(spec.budget)
     names = ", ".join(name for name, *_ in spec.searches())
     finals = " and ".join(f"the best {n} on {k} items" for n, k in spec.finals)
     speed = f"{cost.n_tokens / cost.seconds:,.0f} tokens/s" if cost.seconds else "as measured before"
@@ -80,14 +82,8 @@ def plan_in_words(spec: SearchSpec, cost: Cost) -> list[str]:
         + (f", {finals} of each search" if finals else "")
         + f"; judged on {spec.test} unseen items",
     ]
-    late = cost.late * cost.seconds
-    if budget.unit == "seconds":
-        total = max(0.0, budget.amount - cost.spent)
-        late = min(late, total)
-    elif budget.unit == "tokens":
-        total = (budget.amount / max(cost.n_tokens, 1)) * cost.seconds + late
-    else:
-        total = (cost.methods + sum(cost.searches.values())) * cost.seconds + late
+    total = total_seconds(spec, cost)
+    late = min(cost.late * cost.seconds, total)
     n_tokens = total / cost.seconds * cost.n_tokens if cost.seconds else 0.0
     so_far = f" ({duration(cost.spent)} are behind it)" if cost.spent > 60 else ""
     lines.append(
@@ -95,6 +91,20 @@ def plan_in_words(spec: SearchSpec, cost: Cost) -> list[str]:
         f"about {brief(n_tokens / 1e6)} M prompt tokens; Ctrl-C keeps the best so far"
     )
     return lines
+
+
+def foreseen_in_words(spec: SearchSpec, cost: Cost) -> str:
+    """What the first tokens promise."""
+    total = total_seconds(spec, cost)
+    if Budget.parse(spec.budget).unit == "seconds":
+        then = f"{spec.budget} hold about {total / cost.seconds:,.0f} of them"
+    else:
+        then = f"about {duration(total)} in all"
+    return (
+        f"prompts of up to {cost.context:,} tokens; {cost.n_tokens / cost.seconds:,.0f} tokens/s, so that a set of "
+        f"scales on an item takes about {brief(cost.seconds)} s; {then}; the plan follows when the first items are "
+        "measured"
+    )
 
 
 def _sparkline(values: list[float], width: int = 12) -> str:

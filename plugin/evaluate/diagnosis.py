@@ -45,10 +45,13 @@ def diagnosis(task: Task, result: Evaluation, easy: float | None = None) -> str:
     return f"{_by_depth(result)}; a search may help."
 
 
-def recites(task: RetrievalTask, result: RetrievalEvaluation) -> bool:
-    """True if most questions about an item, which have different answers, get one and the same."""
+def recites(task: RetrievalTask, result: RetrievalEvaluation, first: int = 0) -> bool:
+    """True if most questions about an item, which have different answers, get one and the same.
+
+    first  number of the first item that was measured
+    """
     shares = []
-    for i, texts in enumerate(result.texts):
+    for i, texts in enumerate(result.texts, first):
         if texts and len({q.answers for q in task.item(i).questions}) > 1:
             starts = Counter(t.strip(' \n"')[:START] for t in texts if len(t) > START)
             shares.append(max(starts.values(), default=0) / len(texts))

@@ -62,9 +62,10 @@ class Cost:
 
 
 def cost_of(
-    spec: SearchSpec, n_tokens: float, seconds: float, context: int, spent: float, methods: int = 0
+    spec: SearchSpec, n_tokens: float, seconds: float, context: int, spent: float, methods: int = 0,
+    judging: float | None = None,
 ) -> Cost:  # fmt: skip
-    """The cost of a spec where a unit takes so many tokens and seconds."""
+    """The cost of a spec where a unit takes so many tokens and seconds; judging: see `fitted`."""
     budget = Budget.parse(spec.budget)
     searches = {}
     if budget.unit == "evaluations":
@@ -73,7 +74,23 @@ def cost_of(
             s.name: spec.screen * (UNIFORM_BUDGET if s.genome == "uniform" and s.name != spec.label else share)
             for s in spec.searches()
         }
-    return Cost(n_tokens, seconds, methods, searches, _finals(spec), _test(spec), context, spent)
+    return Cost(n_tokens, seconds, methods, searches, _finals(spec), _test(spec, judging), context, spent)
+
+
+def rough_cost(spec: SearchSpec, n_tokens: int, seconds: float, context: int, spent: float) -> Cost:
+    """The cost as far as one item of the first task tells, before anything is measured."""
+    share = sum(_weight(t, spec.tasks[0]) for t in spec.tasks)
+    return cost_of(spec, n_tokens * share, seconds * share, context, spent)
+
+
+def total_seconds(spec: SearchSpec, cost: Cost) -> float:
+    """Seconds that are to come."""
+    budget = Budget.parse(spec.budget)
+    if budget.unit == "seconds":
+        return max(0.0, budget.amount - cost.spent)
+    if budget.unit == "tokens":
+        return (budget.amount / max(cost.n_tokens, 1) + cost.late) * cost.seconds
+    return (cost.methods + sum(cost.searches.values()) + cost.late) * cost.seconds
 
 
 def total_units(spec: SearchSpec, n_tokens: float, seconds: float) -> float:
@@ -91,10 +108,12 @@ def _finals(spec: SearchSpec) -> int:
     return units * len(spec.searches()) + max(known - spec.screen, 0)  # and the unscaled model beside them
 
 
-def _test(spec: SearchSpec) -> int:
+def _test(spec: SearchSpec, judging: float | None) -> int:
     n_judged = len(spec.searches()) + 1 + (spec.start is not None or spec.method == "auto")
-    weights = [_weight(t, spec.tasks[0]) for t in (*spec.tasks, *spec.transfer)]
-    return math.ceil(n_judged * spec.test * sum(weights) / sum(weights[: len(spec.tasks)]))
+    if judging is None:
+        weights = [_weight(t, spec.tasks[0]) for t in (*spec.tasks, *spec.transfer)]
+        judging = sum(weights) / sum(weights[: len(spec.tasks)])
+    return math.ceil(n_judged * spec.test * judging)
 
 
 def _weight(task: TaskSpec, first: TaskSpec) -> float:
@@ -103,37 +122,43 @@ def _weight(task: TaskSpec, first: TaskSpec) -> float:
     return mine / its if isinstance(mine, int) and isinstance(its, int) else 1.0
 
 
-def _least(spec: SearchSpec) -> int:
+def _least(spec: SearchSpec, judging: float | None) -> int:
     """Units below which there is no search worth its name."""
     full = len([s for s in spec.searches() if s.genome != "uniform" or s.name == spec.label])
     few = len(spec.searches()) - full
-    return _finals(spec) + _test(spec) + spec.screen * (MIN_SETS * full + MIN_SETS // 2 * few)
+    return _finals(spec) + _test(spec, judging) + spec.screen * (MIN_SETS * full + MIN_SETS // 2 * few)
 
 
-def fitted(spec: SearchSpec, seconds: float, spent: float) -> SearchSpec:
+def fitted(spec: SearchSpec, seconds: float, spent: float, judging: float | None = None) -> SearchSpec:
     """The spec with its `open` numbers made as large as a budget in time allows, and no larger than they are.
 
-    seconds  of a unit; spent: seconds that are gone already.  Raises DoesNotFit if the least is too much.
+    seconds  of a unit
+    spent    seconds that are gone already
+    judging  units that judging one set on one item takes: answers are decoded to their end there, and transfer tasks
+             come on top; None: as the lengths of the prompts tell
+
+    Raises DoesNotFit if the least is too much.
     """
     budget = Budget.parse(spec.budget)
     if budget.unit != "seconds":
         return spec.model_copy(update={"open": None})
     time = budget.amount - spent
     for share in (1.0, 0.75, 0.5, 0.25, 0.0):
-        found = _sized(spec, share * time / (SLACK * seconds))
-        if _least(found) * seconds * SLACK <= time:
+        found = _sized(spec, share * time / (SLACK * seconds), judging)
+        if _least(found, judging) * seconds * SLACK <= time:
             return found.model_copy(update={"open": None})
-    needed = spent + _least(found) * seconds * SLACK
+    needed = spent + _least(found, judging) * seconds * SLACK
     fits = short_duration(needed)
     raise DoesNotFit(
         f"--budget {spec.budget} is too short: an item takes {brief(seconds)} seconds here, so that {spec.budget} hold "
-        f"{max(0, int(time / seconds))} measurements, and the least that makes a search takes {_least(found)}; "
+        f"{max(0, int(time / seconds))} measurements, and the least that makes a search takes "
+        f"{_least(found, judging)}; "
         f"--budget {fits} fits, and shorter prompts take less",
         fits,
     )
 
 
-def _sized(spec: SearchSpec, units: float) -> SearchSpec:
+def _sized(spec: SearchSpec, units: float, judging: float | None) -> SearchSpec:
     """The open numbers for so many units in all."""
     change: dict[str, Any] = {}
 
@@ -143,9 +168,9 @@ def _sized(spec: SearchSpec, units: float) -> SearchSpec:
     if "controls" in (spec.open or ()):
         change["controls"] = spec.controls if units >= FEW else tuple(c for c in spec.controls if c == "uniform")
     if "test" in (spec.open or ()):
-        per_item = _test(so_far().model_copy(update={"test": 1}))
+        per_item = _test(so_far().model_copy(update={"test": 1}), judging)
         change["test"] = _between(MIN_TEST, TEST_SHARE * units / per_item, spec.test)
-    rest = units * (1 - FINALS_SHARE) - _test(so_far())
+    rest = units * (1 - FINALS_SHARE) - _test(so_far(), judging)
     if "screen" in (spec.open or ()):
         change["screen"] = _between(2, rest / (4 * MIN_SETS * so_far().n_shares), spec.screen)
     if "finals" in (spec.open or ()):

@@ -67,7 +67,7 @@ class Measurer:
         self._before = 0.0  # seconds of the run before this resume
         self._replayed = 0.0  # what the clock showed at the last item taken from the log
         self._memo: defaultdict[MemoKey, dict[int, Row]] = defaultdict(dict)
-        self._costs: defaultdict[int, list[tuple[int, float]]] = defaultdict(list)
+        self._costs: defaultdict[tuple[int, bool], list[tuple[int, float]]] = defaultdict(list)
         self._logged: dict[tuple[MemoKey, int], Logged] = {}  # until it is asked for
         self._log: IO[str] | None = None
         if log is not None:
@@ -94,10 +94,10 @@ class Measurer:
         """What the run has taken until now, all its resumes together."""
         return self._before + time.monotonic() - self._started
 
-    def cost(self, task: int) -> tuple[float, float]:
-        """Prompt tokens and seconds of one item of a task, the mean of those measured (not the first one where there
-        are more: it warms up); 0, 0 before the first one."""
-        known = self._costs[task]
+    def cost(self, task: int, *, full: bool = False) -> tuple[float, float]:
+        """Prompt tokens and seconds of one item of a task, full or not, the mean of those measured (not the first one
+        where there are more: it warms up); 0, 0 before the first one."""
+        known = self._costs[task, full]
         known = known[1:] or known
         if not known:
             return 0.0, 0.0
@@ -160,9 +160,9 @@ class Measurer:
             (unscaled,) = self.rows([None], tasks, items, on_item=on_item)
         return [self.objective.score(r, unscaled) for r in self.rows(candidates, tasks, items, on_item=on_item)]
 
-    def known(self, task: int) -> list[Row]:
-        """What is known of the unscaled model on a task's first items."""
-        return [row for _, row in sorted(self._memo[MemoKey(None, task, False)].items())]
+    def known(self, task: int, *, full: bool = False) -> list[Row]:
+        """What is known of the unscaled model on a task's first items, or on those that it was measured on in full."""
+        return [row for _, row in sorted(self._memo[MemoKey(None, task, full)].items())]
 
     def n_missing(self, candidate: Candidate | None, items: Sequence[int]) -> int:
         """Of these items (of all tasks) those that the score still needs."""
@@ -184,7 +184,7 @@ class Measurer:
 
     def _take(self, key: MemoKey, item: int, done: Done) -> None:
         self._memo[key][item] = done.row
-        self._costs[key.task].append((done.n_tokens, done.seconds))
+        self._costs[key.task, key.full].append((done.n_tokens, done.seconds))
         self.n_tokens += done.n_tokens
         self.lengths[key.task] = done.length
         self.easy[key.task] = done.easy

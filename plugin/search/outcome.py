@@ -98,7 +98,7 @@ class Outcome:
 class Progress:
     """How far a run is.
 
-    stage    a search's name, "finals: …", "methods" or "test"
+    stage    "first items", a search's name, "finals: …", "methods" or "test"
     done     share of the whole run, 0 to 1
     seconds  that are left
     """
@@ -113,6 +113,9 @@ class Listener:
 
     def note(self, text: str) -> None:
         """Something that the user ought to know, in words."""
+
+    def foreseen(self, spec: SearchSpec, cost: Cost) -> None:
+        """Items take long: what the first tokens of the first one promise, while it is measured."""
 
     def started(self, spec: SearchSpec, cost: Cost) -> None:
         """The first items are measured; spec: with numbers that fit its time."""

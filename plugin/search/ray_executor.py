@@ -24,7 +24,7 @@ from ray.exceptions import (
 
 from ropebend.errors import RopebendError
 from ropebend.search.digest import model_sample, versions
-from ropebend.search.worker import Bench, Done, Job, Worker
+from ropebend.search.worker import Bench, Done, Job, OnTokens, Worker
 
 DIED = (RayActorError, NodeDiedError, OutOfMemoryError, WorkerCrashedError, ObjectLostError)
 MAX_DEATHS = 3  # workers that one job may take with it before it is called a crash
@@ -85,7 +85,7 @@ class RayExecutor:
     GPU or one a node where their number is open.  Raises RopebendError if the cluster is out of reach or too small.
     """
 
-    on_tokens: Callable[[int], None] | None = None
+    on_tokens: OnTokens | None = None
 
     def __init__(self, bench: Bench, n_workers: int | None, address: str | None, note: Callable[[str], None]):
         self._note = note

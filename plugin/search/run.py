@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from ropebend.errors import RopebendError
-from ropebend.evaluate import Evaluation, Row
-from ropebend.evaluate.diagnosis import other_size
+from ropebend.evaluate import Evaluation, RetrievalEvaluation, Row
+from ropebend.evaluate.diagnosis import other_size, recites
+from ropebend.evaluate.pace import Pace
 from ropebend.model import check_supported
 from ropebend.model_info import ModelInfo
 from ropebend.scaling import LayerScaling
-from ropebend.search.cost import cost_of, fitted, total_units
+from ropebend.search.cost import cost_of, fitted, rough_cost, total_seconds, total_units
 from ropebend.search.measure import Measurer
 from ropebend.search.objective import Objective
 from ropebend.search.optimiser import Optimiser
@@ -28,14 +29,15 @@ from ropebend.search.outcome import START, UNSCALED, Found, Generation, Listener
 from ropebend.search.space import USUAL_TOP, Candidate, make_space, uniform_grid
 from ropebend.search.spec import MIN_TEST, UNIFORM_BUDGET, Budget, SearchPlan, SearchSpec
 from ropebend.search.stretches import SHARE, Base, Comparison, in_words
-from ropebend.search.worker import Bench
+from ropebend.search.worker import Bench, Computed
 from ropebend.search.workers import open_executor
 from ropebend.tasks.task import RetrievalTask, Task
 
 N_KEPT = 24  # candidates of a search that are kept for the report, at least
 LONG_ITEM = 10.0  # seconds
+FORESEEN_IN = 4.0  # seconds of prompt tokens that tell what an item takes
 BLIND = 0.05  # nats per token: less is no slope to climb
-METHODS = "methods"
+FIRST, METHODS = "first items", "methods"
 
 
 def run_search(
@@ -101,6 +103,11 @@ class _Run:
         self.stage = ""
         self.units = 0.0  # of what was asked so far
         self.unit_tokens = 0  # of the item in work
+        self.item_units = 1 / len(spec.tasks)  # what the items in work count
+        self.judging: float | None = None  # units that judging one set on one item takes
+        self.owed = 0.0  # seconds of what is measured whether the budget in time holds it or not
+        self.pace = Pace()  # of the first items
+        self.foreseen = False
         self.comparison = Comparison()
         self.method_tokens = 0  # that went into it
 
@@ -137,27 +144,57 @@ class _Run:
         """Measure the unscaled model's first items (the first of all warms everything up) and settle what follows."""
         measurer = self.measurer
         indices = range(len(measurer.objective.terms))
+        measurer.executor.on_tokens = self._foresee
         for i in range(2):
             measurer.rows([None], indices, range(i, i + 1))
             if measurer.cost(0)[1] > LONG_ITEM:  # what warming up takes is nothing beside that
                 break
+        measurer.executor.on_tokens = None
         tokens, seconds = (sum(x) for x in zip(*(measurer.cost(t) for t in indices), strict=True))
+        self.judging = self._judge_first(seconds)
         seconds /= measurer.executor.n_workers
         self._check_tasks()
         stretch = measurer.lengths[0] / self.info.n_ctx_train if self.spec.method == "auto" else 0.0
         n_units = SHARE * total_units(self.spec, tokens, seconds)
         self.comparison = Comparison.sized(self.info, stretch, n_units)
         if self.spec.open is not None:
-            self.spec = fitted(self.spec, seconds, measurer.seconds + self.comparison.n_units * seconds)
+            spent = measurer.seconds + self.comparison.n_units * seconds
+            self.spec = fitted(self.spec, seconds, spent, self.judging)
             self.settle(self.spec)
         context, methods = measurer.lengths[0], self.comparison.n_units
-        cost = cost_of(self.spec, tokens, seconds, context, measurer.spent, methods)
+        cost = cost_of(self.spec, tokens, seconds, context, measurer.spent, methods, self.judging)
         self.cost = replace(cost, chat=measurer.chat)
         budget = Budget.parse(self.spec.budget)
         if budget.unit == "seconds":
             self.end = budget.amount
         measurer.executor.on_tokens = self._computed
         self.listener.started(self.spec, self.cost)
+
+    def _judge_first(self, seconds: float) -> float | None:
+        """Judge the unscaled model on the first test item of every task and say how many units (of so many seconds)
+        that took; None where a budget in time may yet decide which item that is (CMA-ES has a fixed pool)."""
+        spec, measurer = self.spec, self.measurer
+        if spec.optimiser != "cma":
+            return None
+        tasks, first = range(len(self.tasks)), spec.n_search
+        measurer.rows([None], tasks, range(first, first + 1), full=True)
+        return sum(measurer.cost(t, full=True)[1] for t in tasks) / max(seconds, 1e-9)
+
+    def _foresee(self, done: Computed) -> None:
+        """Say what the first item promises, where it takes long."""
+        if done.n_tokens == 0:
+            self.pace.start()
+            return
+        self.pace.add(done.n_tokens, done.position)
+        seconds = self.pace.predict(done.length) * done.of / done.length  # several prompts, or one
+        if self.pace.seconds < FORESEEN_IN or seconds < LONG_ITEM:
+            return
+        cost = rough_cost(self.spec, done.of, seconds, done.length, self.measurer.spent)
+        if not self.foreseen:
+            self.foreseen = True
+            self.listener.foreseen(self.spec, cost)
+        left = total_seconds(self.spec, cost)
+        self.listener.progress(Progress(FIRST, cost.spent / max(cost.spent + left, 1e-9), left))
 
     def _check_tasks(self) -> None:
         """Say so where the model can do nothing, or already does everything, before a search spends hours on it."""
@@ -170,11 +207,24 @@ class _Run:
                     f"warning: {term.task.name}: this model answers none of the easy items: the task is beyond it, and "
                     "scales cannot help; take another --task"
                 )
+            elif self._recites(i, term.task):
+                self.listener.note(
+                    f"warning: {term.task.name}: the unscaled model recites, mostly the same answer whatever is asked, "
+                    f"so this is no retrieval; take an easier task{other_size(term.task, 0.5, ' or ')}"
+                )
             elif all(all(row.value) for row in self.measurer.known(i)):
                 self.listener.note(
                     f"warning: {term.task.name}: the unscaled model has all answers of the first {n} items right, so "
                     f"there may be nothing to win; take longer prompts{other_size(term.task, 2, ', say ')}"
                 )
+
+    def _recites(self, number: int, task: RetrievalTask) -> bool:
+        """Whether it does inside the window; beyond it, that is what scales may mend."""
+        judged = self.measurer.known(number, full=True)
+        if self.measurer.lengths[number] > self.info.n_ctx_train or not judged:
+            return False
+        result = Evaluation.of(task, judged[:1])
+        return isinstance(result, RetrievalEvaluation) and recites(task, result, self.spec.n_search)
 
     # ---- how far it is
 
@@ -188,7 +238,7 @@ class _Run:
         """Seconds that are left."""
         budget, cost, clock = Budget.parse(self.spec.budget), self.cost, self.measurer.seconds
         if budget.unit == "seconds":
-            return max(0.0, budget.amount - clock)
+            return max(0.0, budget.amount - clock, self.owed)
         if budget.unit == "tokens":  # of the searches
             total = budget.amount / max(cost.n_tokens, 1) + cost.late
         else:
@@ -196,14 +246,14 @@ class _Run:
         return max(0.0, total - self.units) * self.unit
 
     def _item(self) -> None:
-        self.units += 1 / len(self.measurer.objective.terms)
+        self.units += self.item_units
         self.unit_tokens = 0
         self._tell(0.0)
 
-    def _computed(self, n_tokens: int) -> None:
+    def _computed(self, done: Computed) -> None:
         """Some tokens of the item in work."""
-        self.unit_tokens += n_tokens
-        self._tell(min(1.0, self.unit_tokens / max(self.cost.n_tokens, 1)))
+        self.unit_tokens += done.n_tokens
+        self._tell(self.item_units * min(1.0, self.unit_tokens / max(done.of, 1)))
 
     def _tell(self, part: float) -> None:
         left = max(0.0, self._left() - part * self.unit)
@@ -348,6 +398,8 @@ class _Run:
             judged[START] = spec.begin
         judged |= {name: f.best.candidate for name, f in self.found.items()}
         self._begin("test")
+        if self.judging is not None:
+            self.item_units = self.judging / len(self.tasks)
         rows: dict[str, list[list[Row]]] = {name: [[] for _ in self.tasks] for name in judged}
         try:
             for i in range(spec.n_search, spec.n_search + spec.test):
@@ -359,6 +411,7 @@ class _Run:
                     for kept, news in zip(rows[name], by_task, strict=True):
                         kept += news
                 took = self.measurer.seconds - before
+                self.owed = took * (MIN_TEST - len(rows[UNSCALED][0]))
                 if self.measurer.seconds + took > self.end and len(rows[UNSCALED][0]) >= MIN_TEST:
                     break
         finally:

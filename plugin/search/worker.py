@@ -5,13 +5,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ropebend.evaluate import Evaluator, Row, open_evaluator
 from ropebend.model import Closing, Model
 from ropebend.runtime import Runtime
 from ropebend.scaling import LayerScaling
 from ropebend.tasks.task import Task
+
+
+class Computed(NamedTuple):
+    """What a decode of an item has computed.
+
+    n_tokens  prompt tokens, 0 where the item begins
+    position  of the first
+    of        prompt tokens that the item takes in all
+    length    tokens that a sequence may reach
+    """
+
+    n_tokens: int
+    position: int
+    of: int
+    length: int
+
+
+OnTokens = Callable[[Computed], None]
 
 
 @dataclass(frozen=True)
@@ -55,13 +73,13 @@ class Bench:
 class Worker(Closing):
     """A model and one evaluator per task, made when the task first comes up.
 
-    on_tokens  is told how many prompt tokens a decode has computed
+    on_tokens  is told what each decode has computed
     """
 
     def __init__(self, bench: Bench):
         self.bench = bench
         self.model = Model(bench.model, **bench.runtime.model)
-        self.on_tokens: Callable[[int], None] | None = None
+        self.on_tokens: OnTokens | None = None
         self._evaluators: dict[int, Evaluator] = {}
         self._set: dict[int, LayerScaling | None] = {}  # what each evaluator runs under
 
@@ -73,7 +91,12 @@ class Worker(Closing):
 
     def run(self, job: Job) -> Done:
         evaluator = self.evaluator(job.task)
-        evaluator.on_tokens = self._computed if self.on_tokens is not None else None
+        if (tell := self.on_tokens) is not None:
+            size = evaluator.n_to_compute(job.item), evaluator.n_tokens
+            evaluator.on_tokens = lambda n_tokens, position: tell(Computed(n_tokens, position, *size))
+            tell(Computed(0, 0, *size))
+        else:
+            evaluator.on_tokens = None
         started, before = time.monotonic(), evaluator.n_computed
         if job.task not in self._set or self._set[job.task] != job.scaling:
             self._set.pop(job.task, None)
@@ -84,10 +107,6 @@ class Worker(Closing):
             row, evaluator.n_computed - before, time.monotonic() - started, evaluator.n_tokens, evaluator.easy,
             evaluator.chat,
         )  # fmt: skip
-
-    def _computed(self, n_tokens: int, position: int) -> None:
-        if self.on_tokens is not None:
-            self.on_tokens(n_tokens)
 
     def close(self) -> None:
         """Free contexts and weights."""
@@ -100,11 +119,11 @@ class Worker(Closing):
 class Executor(Protocol):
     """Does jobs, in any order.
 
-    on_tokens  see `Worker`; only where the work is done in this process
+    on_tokens  is told what each decode has computed; only where the work is done in this process
     """
 
     n_workers: int
-    on_tokens: Callable[[int], None] | None
+    on_tokens: OnTokens | None
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Done]]:
         """Number of each job and what came of it, as they are done."""

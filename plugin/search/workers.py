@@ -15,7 +15,7 @@ import cloudpickle
 
 from ropebend.errors import RopebendError, UsageError
 from ropebend.runtime import available_threads
-from ropebend.search.worker import Bench, Done, Executor, Job, Worker
+from ropebend.search.worker import Bench, Done, Executor, Job, OnTokens, Worker
 
 
 class LocalExecutor:
@@ -25,7 +25,7 @@ class LocalExecutor:
 
     def __init__(self, bench: Bench):
         self._worker = Worker(bench)
-        self.on_tokens: Callable[[int], None] | None = None
+        self.on_tokens: OnTokens | None = None
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Done]]:
         """In order."""
@@ -41,7 +41,7 @@ class LocalExecutor:
 class ProcessExecutor:
     """Worker processes on this machine; threads are shared out among them."""
 
-    on_tokens: Callable[[int], None] | None = None
+    on_tokens: OnTokens | None = None
 
     def __init__(self, bench: Bench, n_workers: int):
         self.n_workers = n_workers

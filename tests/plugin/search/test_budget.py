@@ -10,13 +10,13 @@ import pytest
 from small_search import spec
 
 from ropebend.choices import OpenName
-from ropebend.cli.search_view import plan_in_words
+from ropebend.cli.search_view import foreseen_in_words, plan_in_words
 from ropebend.evaluate import Row
 from ropebend.search import Listener, SearchSpec, run_search
 from ropebend.search import run as search_run
 from ropebend.search.cost import Cost, DoesNotFit, cost_of, fitted
 from ropebend.search.outcome import Progress
-from ropebend.search.worker import Done, Job
+from ropebend.search.worker import Computed, Done, Job, OnTokens
 
 FOUR = ("uniform", "line", "free", "random")
 
@@ -66,19 +66,25 @@ class Clockwork:
     """An executor that takes the time it is told to, on a clock of its own: the hands move while it measures."""
 
     n_workers = 1
-    on_tokens: Callable[[int], None] | None = None
+    on_tokens: OnTokens | None = None
 
     def __init__(self, hands: list[float], takes: Callable[[int], float], first: int = 0):
         self.hands, self.takes, self.n = hands, takes, first
+        self.judging = 1.0  # times as long where answers are decoded to their end
+        self.texts: tuple[str, ...] = ()
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Done]]:
         for i, job in enumerate(jobs):
-            seconds = self.takes(self.n)
+            seconds = self.takes(self.n) * (self.judging if job.full else 1.0)
             self.n += 1
-            self.hands[0] += seconds
+            for k in range(8):  # an eighth is exact
+                if self.on_tokens is not None:
+                    self.on_tokens(Computed(10 * (k > 0), 10 * max(0, k - 1), 70, 70))
+                self.hands[0] += seconds / 8
             scales = job.scaling.layer_scale if job.scaling is not None else (1.0,) * 6
             logprob = -sum((s - 1.5) ** 2 for s in scales)
-            yield i, Done(Row((float(logprob > -1),) * 2, (logprob,) * 2), 100, seconds, 300)
+            row = Row((float(logprob > -1),) * 2, (logprob,) * 2, texts=self.texts if job.full else ())
+            yield i, Done(row, 100, seconds, 300)
 
     def close(self) -> None:
         pass
@@ -113,11 +119,74 @@ def test_a_search_ends_within_its_time(clockwork: Callable[..., Clockwork], seco
     assert outcome.seen["unscaled"].n_items >= 2
 
 
-def test_a_budget_in_time_counts_over_all_resumes(clockwork: Callable[..., Clockwork], tmp_path: Path) -> None:
+@pytest.mark.parametrize("judging", [0.5, 3.0, 8.0])
+def test_judging_has_the_time_that_it_takes(clockwork: Callable[..., Clockwork], judging: float) -> None:
+    """Answers that are decoded to their end take longer than the search's own measurements."""
+    clock = clockwork(lambda n: 1.0)
+    clock.judging = judging
+    told: list[tuple[float, float]] = []
+
+    class Told(Listener):
+        def progress(self, progress: Progress) -> None:
+            told.append((clock.hands[0], progress.seconds))
+
+    short = TWENTY.model_copy(update={"optimiser": "cma", "genome": "knots", "budget": "10m"})
+    outcome = run_search(short, listener=Told())
+    assert 400 < outcome.seconds <= 600 + 3 * judging  # the item in work
+    assert outcome.tests["unscaled"][0].n_items >= 10
+    for at, left in told[:-20:10]:
+        assert left > 0, at
+
+
+def test_long_items_are_foreseen_while_the_first_is_measured(clockwork: Callable[..., Clockwork]) -> None:
+    clock = clockwork(lambda n: 100.0)
+    heard: list[tuple[float, Cost]] = []
+
+    class Told(Listener):
+        def foreseen(self, spec: SearchSpec, cost: Cost) -> None:
+            heard.append((clock.hands[0] - 1000, cost))
+
+    run_search(spec(), listener=Told())
+    ((at, cost),) = heard
+    assert at <= 25
+    assert cost.seconds == pytest.approx(87.5)  # the eighth that comes after the prompt is not foreseen
+    words = foreseen_in_words(spec(), cost)
+    assert words.startswith(
+        "prompts of up to 70 tokens; 1 tokens/s, so that a set of scales on an item takes about 88 s; "
+    )
+    assert "in all" in words
+    assert "20m hold about" in foreseen_in_words(spec(budget="20m"), cost)
+    clock = clockwork(lambda n: 1.0)
+    run_search(spec(), listener=Told())
+    assert len(heard) == 1  # short ones need no foresight
+
+
+def test_a_model_that_recites_is_told_so(clockwork: Callable[..., Clockwork]) -> None:
+    clock = clockwork(lambda n: 1.0)
+    clock.texts = ("the very same words",) * 2
+    notes: list[str] = []
+
+    class Told(Listener):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    run_search(spec(optimiser="cma"), listener=Told())
+    assert any("recites" in n and "take an easier task or --keys 3" in n for n in notes), notes
+    notes.clear()
+    clock.texts = ("one of the answers", "another of the answers")
+    run_search(spec(optimiser="cma"), listener=Told())
+    assert not any("recites" in n for n in notes)
+
+
+@pytest.mark.parametrize("optimiser", ["ga", "cma"])
+def test_a_budget_in_time_counts_over_all_resumes(
+    clockwork: Callable[..., Clockwork], tmp_path: Path, optimiser: str
+) -> None:
     """Killed after any item: the whole takes no longer, and ends in the same scales."""
     settled: list[SearchSpec] = []
     clockwork(lambda n: 1.0)
-    whole = run_search(TWENTY, tmp_path / "log", settle=settled.append)
+    twenty = TWENTY.model_copy(update={"optimiser": optimiser})
+    whole = run_search(twenty, tmp_path / "log", settle=settled.append)
     lines = (tmp_path / "log").read_text().splitlines(keepends=True)
     for n in (3, len(lines) // 3, len(lines) - 5):
         (tmp_path / "cut").write_text("".join(lines[:n]))
