@@ -23,12 +23,15 @@ class Adaptation:
     smallest  step that is tried whatever the model bears
     little    a model whose score where the search begins is below this has little to lose: there half a mutation step
               is taken, as what a few items say of uniform values would make it crawl
+    leap      such a model may want much in a few layers, which thirds do not show: ramps and bumps of so many mutation
+              steps are tried as well
     """
 
     bearable: float = 0.03
     sigma: float = 0.7
     smallest: float = 0.02
     little: float = 0.5
+    leap: float = 2.0
 
 
 class CMAES(Optimiser):
@@ -83,7 +86,15 @@ class CMAES(Optimiser):
         """Thirds of the layers, each number in both directions by the largest step that the model bears, and the best
         levels of all numbers together."""
         best = {c.number.name: genes_of(c, self.best_level(c)) for c in self.space.curves}
-        return [*self.thirds(self._bearable), (self.space.genome(best), "levels"), *self._stretched_start()]
+        out = [*self.thirds(self._bearable), (self.space.genome(best), "levels"), *self._stretched_start()]
+        curve = self.space.curve("scale")
+        if curve is None or curve.n_genes == 1 or self.start is not None:
+            return out
+        if self.known_levels(curve)[0][1] < self.setting.little:
+            top = 1.0 + self.setting.leap * curve.number.step
+            shapes = [*self.ramps(curve, 1.0, top), *self.bumps(curve, 1.0, top - 1.0, "bump")]
+            out += [(self.space.genome({**best, "scale": genes}), origin) for genes, origin in shapes]
+        return out
 
     def next_generation(self) -> list[Genome]:
         """A full population of samples."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-
-import numpy as np
 
 from ropebend.search.curves import Genes
 from ropebend.search.optimiser import Genome, Optimiser
@@ -25,12 +24,10 @@ class _Shapes(Optimiser):
             rise = max(base - 1.0, curve.number.step)
             shapes = [(curve.uniform(base * k), f"uniform {number} {base * k:g}") for k in (0.94, 0.97, 1.03, 1.06)]
             for low, high in ((1.0, base + rise), (base, base + rise), (1.0, base)):
-                shapes += [(curve.ramp(low, high), "ramp up"), (curve.ramp(high, low), "ramp down")]
-            for layer in np.unique(np.linspace(0, curve.n_layer - 1, min(curve.n_layer, 8)).round().astype(int)):
-                for level, height, origin in ((1.0, rise, "bump"), (base, -rise, "dip")):
-                    genes = curve.bump(level, height, int(layer))
-                    if genes is not None and (origin == "bump" or base > 1.0):
-                        shapes.append((genes, f"{origin} at {layer}"))
+                shapes += self.ramps(curve, low, high)
+            dips = self.bumps(curve, base, -rise, "dip") if base > 1.0 else []
+            for bump, dip in itertools.zip_longest(self.bumps(curve, 1.0, rise, "bump"), dips):
+                shapes += [shape for shape in (bump, dip) if shape is not None]
             out += [(self.space.genome({number: genes}), origin) for genes, origin in shapes]
         return out
 

@@ -191,6 +191,16 @@ class Optimiser:
                         out.append((self.moved(curve, values.tolist()), origin))
         return out
 
+    def ramps(self, curve: Curve, low: float, high: float) -> list[tuple[list[float], str]]:
+        """Genes of one number that rises or falls evenly over the layers."""
+        return [(curve.ramp(low, high), "ramp up"), (curve.ramp(high, low), "ramp down")]
+
+    def bumps(self, curve: Curve, base: float, height: float, origin: str) -> list[tuple[list[float], str]]:
+        """Genes of one number that differs from the base near one layer, at up to eight of them."""
+        layers = np.unique(np.linspace(0, curve.n_layer - 1, min(curve.n_layer, 8)).round().astype(int))
+        made = [(curve.bump(base, height, int(layer)), f"{origin} at {layer}") for layer in layers]
+        return [(genes, name) for genes, name in made if genes is not None]
+
     def _stretched_start(self) -> list[Genome]:
         if self.start is None:
             return []
