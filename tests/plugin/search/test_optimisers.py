@@ -266,6 +266,19 @@ def test_its_steps_are_those_that_the_model_bears() -> None:
     assert spreads[0] < 0.06 < 0.2 < spreads[1]
 
 
+@pytest.mark.parametrize("number", ["scale", "both"])
+def test_its_sweep_tries_ramps_and_bumps_where_there_is_little_to_lose(number: str) -> None:
+    space = make_space("knots", 6, numbers=number)
+    for score, tried in ((0.1, True), (0.9, False)):
+        optimiser = make_optimiser("cma", space, seed=1, uniform_scales=UNIFORM)
+        optimiser.tell([score for _ in optimiser.ask()])
+        shapes = {c.origin: c.scales for c in optimiser.ask()}
+        assert {f"bump at {i}" for i in range(6)} <= shapes.keys() or not tried
+        assert ("bump at 1" in shapes) == ("ramp up" in shapes) == tried
+        if tried:
+            assert shapes["bump at 1"] == (1.0, 2.0, 1.0, 1.0, 1.0, 1.0)
+
+
 def test_each_generation_has_items_of_its_own() -> None:
     optimiser = make(6, "cma")
     seen = []
