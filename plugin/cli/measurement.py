@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ropebend.durations import brief, duration, short_duration
@@ -159,15 +160,14 @@ class Measurement:
         speed = self.pace.n_tokens / max(self.pace.seconds, 1e-9)
         n_questions = len(getattr(self.task, "depths", ())) or 1
         asked = f", {n_questions} questions each" if n_questions > 1 else ""
-        say = self.console.print
+        say = partial(self.console.print, highlight=False, markup=False, soft_wrap=True)
         say(
             f"{self.task.name}: items of {n_tokens:,} prompt tokens{asked}; {speed:,.0f} tokens/s, about "
-            f"{brief(seconds)} s an item",
-            highlight=False, markup=False,
-        )  # fmt: skip
+            f"{brief(seconds)} s an item"
+        )
         n_left = self.n_items - self.n_before
         if self.limit is None:
-            say(f"{n_left} items, {duration(n_left * seconds)}; Ctrl-C keeps the finished ones", highlight=False)
+            say(f"{n_left} items, {duration(n_left * seconds)}; Ctrl-C keeps the finished ones")
             return
         n_fit = int(self.limit / max(seconds, 1e-9))
         if not (n_fit or self.rows or self.one_at_least):
@@ -176,12 +176,6 @@ class Measurement:
                 f"--time {short_duration(4 * LEAST * seconds)} would hold {4 * LEAST}, and shorter prompts take less"
             )
         within = f", fewer if the accuracy is known to ±{self.within:g} points before" if self.within else ""
-        say(
-            f"{duration(self.limit)} hold {min(n_fit, n_left)} items{within}; Ctrl-C keeps the finished ones",
-            highlight=False,
-        )
+        say(f"{duration(self.limit)} hold {min(n_fit, n_left)} items{within}; Ctrl-C keeps the finished ones")
         if n_fit < LEAST:
-            say(
-                f"warning: too few to tell much; --time {short_duration(LEAST * 4 * seconds)} would hold {LEAST * 4}",
-                highlight=False,
-            )
+            say(f"warning: too few to tell much; --time {short_duration(LEAST * 4 * seconds)} would hold {LEAST * 4}")
