@@ -5,6 +5,7 @@ In README.md a table stands between `<!-- table KIND FOLDER… -->` and `<!-- en
 search` wrote, with their evaluations.jsonl packed by gzip.  Kinds:
 
 run    one search: every set of scales that was judged, by depth, on the items that no search has seen
+optimisers  bench/optimisers.py's results.jsonl
 seeds  searches that differ by their seed (FOLDER is a pattern): the median over them, and the gains on all their items
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import optimisers
 import typer
 
 from ropebend.entry import run_app
@@ -132,7 +134,7 @@ def row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |".replace("|  |", "| |")
 
 
-KINDS: dict[str, Any] = {"run": run, "seeds": seeds}
+KINDS: dict[str, Any] = {"run": run, "seeds": seeds, "optimisers": optimisers.markdown}
 
 
 def rebuilt(page: str) -> str:

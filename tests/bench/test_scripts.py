@@ -37,6 +37,20 @@ def test_a_search_at_longropes_budget_counts_and_goes_on(tmp_path: Path) -> None
     assert "begun with other options" in other.stderr
 
 
+def test_optimisers_are_compared_at_equal_tokens_and_go_on(tmp_path: Path) -> None:
+    args = ("run", "--rivals", "cma;sensitivity", "--seeds", 1, "--budgets", "4,9", "--test", 10, "--keys", 4)
+    bench("optimisers.py", *args, cwd=tmp_path)
+    results = (tmp_path / "bench-optimisers" / "results.jsonl").read_text().splitlines()
+    made = [(r["rival"], r["seed"], r["budget"]) for r in map(json.loads, results)]
+    assert made == [("cma", 1, 4), ("cma", 1, 9), ("sensitivity", 1, 4), ("sensitivity", 1, 9)]
+    assert bench("optimisers.py", *args, cwd=tmp_path).stdout == ""  # all of it is there
+    table = bench("optimisers.py", "table", "--picture", "x.png", cwd=tmp_path).stdout.splitlines()
+    assert table[0] == "| | 4 ktok | 9 ktok |"
+    assert sorted(line.split(" | ")[0] for line in table[2:]) == ["| cma", "| sensitivity"]
+    assert all(line.count(", 1 seeds)") == 2 for line in table[2:])
+    assert (tmp_path / "x.png").read_bytes()[1:4] == b"PNG"
+
+
 def test_layouts_of_workers_measure_the_same(tmp_path: Path) -> None:
     args = ("workers", "--layouts", "2x1,1x1", "--genomes", 2, "--items", 1, "--rounds", 1, "--keys", 4)
     run = bench("search.py", *args, cwd=tmp_path)
