@@ -236,9 +236,10 @@ def next_steps(
             ("the scales", command("ropebend", "show", model)),
         ]
     add = [("take those", command("ropebend", "add-scales", model, AUTO))] if ready else []
+    flags = ("--factors", AUTO) if ready else ()
     return [
         *add,
         ("measure it", command("ropebend", "eval", model)),
         ("find scales", command("ropebend", "tune", model, "--ctx", ctx)),
-        ("serve it", command("ropebend", "serve", model)),
+        ("serve it", command("ropebend", "serve", model, *flags)),
     ]

@@ -100,7 +100,7 @@ class Measurement:
                     self.about["interrupted"] = False
                     self.file.write(Evaluation.of(self.task, self.rows), chosen, **self.about)
                 self.about = self.about or report
-                return f"{duration(self.limit or 0.0)} were up"
+                return f"{duration(self.limit or 0.0)} hold no more"
             except KeyboardInterrupt:
                 if not self.rows:
                     raise
@@ -118,7 +118,7 @@ class Measurement:
                 return f"known to ±{self.within:g} {'points' if result.measure == 'accuracy' else '%'}"
         spent = time.monotonic() - self.started
         if self.limit is not None and spent + self._per_item() > self.limit:
-            return f"{duration(self.limit)} were up"
+            return f"{duration(self.limit)} hold no more"
         return None
 
     # ---- how long it takes

@@ -96,7 +96,7 @@ def test_it_ends_when_the_time_is_up(tmp_path: Path, paced: Callable[..., list[f
     now = paced(lambda _: 0.01)
     code, said, report = run_eval("--keys", "28", "--time", "2m", "--within", "0.1", folder=tmp_path)
     assert code == 0
-    assert "then 2 minutes were up" in said
+    assert "then 2 minutes hold no more" in said
     assert 60 < now[0] <= 120
     assert 5 <= int(str(report["samples"])) < 20
 
@@ -105,7 +105,7 @@ def test_an_item_in_work_when_the_time_is_up_does_not_count(tmp_path: Path, pace
     now = paced(lambda at: 0.01 if at < 50 else 1.0)
     code, said, report = run_eval("--keys", "28", "--time", "2m", "-b", "64", folder=tmp_path)
     assert code == 0
-    assert "then 2 minutes were up" in said
+    assert "then 2 minutes hold no more" in said
     assert 120 <= now[0] < 240  # of 1,000 that the item would take
     assert report["interrupted"] is False
     assert 2 <= int(str(report["samples"])) <= 8
