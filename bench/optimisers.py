@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ import matplotlib as mpl
 import numpy as np
 import typer
 from decode import NEEDLE
+from table import row
 
 from ropebend.entry import run_app
+from ropebend.errors import UsageError
 from ropebend.runtime import Runtime
 from ropebend.search import SearchSpec, TaskSpec, run_search
 from ropebend.search.cma import CMAES, Adaptation
@@ -80,8 +83,8 @@ class Sensitivity(GeneticSearch):
         """A design and what it predicts, in turns."""
         if self.generation % 2 == 0:
             self._centre = self._ranked[0][0]
-            self._design = self.rng.integers(-1, 2, (2 * self.space.n_genes, self.space.n_genes)).astype(float)
-            return [(self._at(row), "probe") for row in self._design]
+            design = self.rng.integers(-1, 2, (2 * self.space.n_genes, self.space.n_genes)).astype(float)
+            return [(self._at(offset), "probe") for offset in design]
         rows, scores = [], []
         for genes, scored in self._ranked:
             offset = (genes - self._centre) / (self.space.spread * self.radius)
@@ -128,17 +131,23 @@ def run(
         "bench-optimisers"
     ),
 ) -> None:
-    """Search and judge; some 4 minutes a seed and rival on one core.  A stopped run goes on where it was."""
+    """Search and judge; some 4 minutes for 600 ktok on one core.  A stopped run goes on where it was."""
     OPTIMISERS.update({o.name: o for o in (ThirdsOnly, Bayes, Sensitivity)})
+    chosen = [name.strip() for name in rivals.split(";")]
+    if unknown := set(chosen) - RIVALS.keys():
+        raise UsageError(f"--rivals: expected some of {'; '.join(RIVALS)}, got {'; '.join(unknown)}")
     first, _, last = seeds.partition("-")
+    try:
+        numbers, amounts = range(int(first), int(last or first) + 1), [int(ktok) for ktok in budgets.split(",")]
+    except ValueError:
+        raise UsageError(f"--seeds, --budgets: expected 1-8 and 200,400 …, got {seeds} and {budgets}") from None
     output.mkdir(parents=True, exist_ok=True)
     results = output / "results.jsonl"
     done = {(r["rival"], r["seed"], r["budget"]) for r in read(results)}
-    chosen = [name.strip() for name in rivals.split(";")]
-    for seed, name in itertools.product(range(int(first), int(last or first) + 1), chosen):
+    for seed, name in itertools.product(numbers, chosen):
         optimiser, genome, moving = RIVALS[name]
-        log = output / f"{name.replace(' ', '-').replace(',', '').replace(chr(39), '')}-{seed}.jsonl"
-        for ktok in map(int, budgets.split(",")):
+        log = output / f"{re.sub(r'[^a-z]+', '-', name)}-{seed}.jsonl"
+        for ktok in amounts:
             if (name, seed, ktok) in done:
                 continue
             task = TaskSpec(name="kv", options={"keys": keys, "seed": f"optimisers-{seed}"})
@@ -190,8 +199,8 @@ def markdown(folder: Path) -> list[str]:
     """The table, a row a rival."""
     found = curves(folder)
     budgets = sorted({b for of in found.values() for b in of})
-    lines = [f"| | {' | '.join(f'{b:,} ktok' for b in budgets)} |", f"| --- |{' --- |' * len(budgets)}"]
-    return lines + [f"| {name} | {' | '.join(cell(of.get(b, [])) for b in budgets)} |" for name, of in found.items()]
+    lines = [row("", *(f"{b:,} ktok" for b in budgets)), row("---", *["---"] * len(budgets))]
+    return lines + [row(name, *(cell(of.get(b, [])) for b in budgets)) for name, of in found.items()]
 
 
 def cell(values: Sequence[float]) -> str:

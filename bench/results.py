@@ -24,6 +24,7 @@ from typing import Annotated, Any
 import numpy as np
 import optimisers
 import typer
+from table import row
 
 from ropebend.entry import run_app
 from ropebend.errors import RopebendError
@@ -127,11 +128,6 @@ def seeds(pattern: Path) -> list[str]:
         median = f"{np.median([e.figure for e in of]):.1%}"
         lines.append(row(WORDS[name], *(f"{e.figure:.1%}" for e in of), median, gain))
     return lines
-
-
-def row(*cells: str) -> str:
-    """A line of a Markdown table."""
-    return f"| {' | '.join(cells)} |".replace("|  |", "| |")
 
 
 KINDS: dict[str, Any] = {"run": run, "seeds": seeds, "optimisers": optimisers.markdown}

@@ -12,6 +12,11 @@ def spread(ratios: npt.NDArray[np.float64], digits: int = 2) -> str:
     return f"{middle:.{digits}f} (quartiles {low:.{digits}f} to {high:.{digits}f})"
 
 
+def row(*cells: str) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(cells)} |".replace("|  |", "| |")
+
+
 def write(page: Path, script: str, lines: list[str]) -> None:
     """Replace what stands below the script's mark in `page`: above it is what a person wrote."""
     mark = f"<!-- the rest is written by bench/{script} -->"

@@ -49,6 +49,10 @@ def test_optimisers_are_compared_at_equal_tokens_and_go_on(tmp_path: Path) -> No
     assert sorted(line.split(" | ")[0] for line in table[2:]) == ["| cma", "| sensitivity"]
     assert all(line.count(", 1 seeds)") == 2 for line in table[2:])
     assert (tmp_path / "x.png").read_bytes()[1:4] == b"PNG"
+    assert (
+        "--rivals: expected some of cma;" in bench("optimisers.py", "run", "--rivals", "x", cwd=tmp_path, code=2).stderr
+    )
+    assert "got 1-x" in bench("optimisers.py", "run", "--seeds", "1-x", cwd=tmp_path, code=2).stderr
 
 
 def test_layouts_of_workers_measure_the_same(tmp_path: Path) -> None:
