@@ -83,14 +83,19 @@ def rough_cost(spec: SearchSpec, n_tokens: int, seconds: float, context: int, sp
     return cost_of(spec, n_tokens * share, seconds * share, context, spent)
 
 
+def units_to_come(budget: Budget, cost: Cost) -> float:
+    """Units of the searches, which a budget in evaluations or tokens holds, of finals and judgement."""
+    if budget.unit == "tokens":
+        return budget.amount / max(cost.n_tokens, 1) + cost.late
+    return cost.methods + sum(cost.searches.values()) + cost.late
+
+
 def total_seconds(spec: SearchSpec, cost: Cost) -> float:
     """Seconds that are to come."""
     budget = Budget.parse(spec.budget)
     if budget.unit == "seconds":
         return max(0.0, budget.amount - cost.spent)
-    if budget.unit == "tokens":
-        return (budget.amount / max(cost.n_tokens, 1) + cost.late) * cost.seconds
-    return (cost.methods + sum(cost.searches.values()) + cost.late) * cost.seconds
+    return units_to_come(budget, cost) * cost.seconds
 
 
 def total_units(spec: SearchSpec, n_tokens: float, seconds: float) -> float:

@@ -20,7 +20,7 @@ from ropebend.evaluate.pace import Pace
 from ropebend.model import check_supported
 from ropebend.model_info import ModelInfo
 from ropebend.scaling import LayerScaling
-from ropebend.search.cost import cost_of, fitted, rough_cost, total_seconds, total_units
+from ropebend.search.cost import Cost, cost_of, fitted, rough_cost, total_seconds, total_units, units_to_come
 from ropebend.search.measure import Measurer
 from ropebend.search.objective import Objective
 from ropebend.search.optimiser import Optimiser
@@ -107,7 +107,7 @@ class _Run:
         self.judging: float | None = None  # units that judging one set on one item takes
         self.owed = 0.0  # seconds of what is measured whether the budget in time holds it or not
         self.pace = Pace()  # of the first items
-        self.foreseen = False
+        self.foreseen: Cost | None = None
         self.comparison = Comparison()
         self.method_tokens = 0  # that went into it
 
@@ -149,7 +149,6 @@ class _Run:
             measurer.rows([None], indices, range(i, i + 1))
             if measurer.cost(0)[1] > LONG_ITEM:  # what warming up takes is nothing beside that
                 break
-        measurer.executor.on_tokens = None
         tokens, seconds = (sum(x) for x in zip(*(measurer.cost(t) for t in indices), strict=True))
         self.judging = self._judge_first(seconds)
         seconds /= measurer.executor.n_workers
@@ -172,7 +171,8 @@ class _Run:
 
     def _judge_first(self, seconds: float) -> float | None:
         """Judge the unscaled model on the first test item of every task and say how many units (of so many seconds)
-        that took; None where a budget in time may yet decide which item that is (CMA-ES has a fixed pool)."""
+        that took; None where the first test item may move when numbers are fitted to a time: only CMA-ES has a pool of
+        fixed size before it."""
         spec, measurer = self.spec, self.measurer
         if spec.optimiser != "cma":
             return None
@@ -185,16 +185,16 @@ class _Run:
         if done.n_tokens == 0:
             self.pace.start()
             return
-        self.pace.add(done.n_tokens, done.position)
-        seconds = self.pace.predict(done.length) * done.of / done.length  # several prompts, or one
-        if self.pace.seconds < FORESEEN_IN or seconds < LONG_ITEM:
-            return
-        cost = rough_cost(self.spec, done.of, seconds, done.length, self.measurer.spent)
-        if not self.foreseen:
-            self.foreseen = True
-            self.listener.foreseen(self.spec, cost)
-        left = total_seconds(self.spec, cost)
-        self.listener.progress(Progress(FIRST, cost.spent / max(cost.spent + left, 1e-9), left))
+        spent = self.measurer.spent
+        if self.foreseen is None:
+            self.pace.add(done.n_tokens, done.position)
+            seconds = self.pace.predict(done.length) * done.of / done.length  # several prompts, or one
+            if self.pace.seconds < FORESEEN_IN or seconds < LONG_ITEM:
+                return
+            self.foreseen = rough_cost(self.spec, done.of, seconds, done.length, spent)
+            self.listener.foreseen(self.spec, self.foreseen)
+        left = max(0.0, total_seconds(self.spec, self.foreseen) - (spent - self.foreseen.spent))
+        self.listener.progress(Progress(FIRST, spent / max(spent + left, 1e-9), left))
 
     def _check_tasks(self) -> None:
         """Say so where the model can do nothing, or already does everything, before a search spends hours on it."""
@@ -236,14 +236,10 @@ class _Run:
 
     def _left(self) -> float:
         """Seconds that are left."""
-        budget, cost, clock = Budget.parse(self.spec.budget), self.cost, self.measurer.seconds
+        budget = Budget.parse(self.spec.budget)
         if budget.unit == "seconds":
-            return max(0.0, budget.amount - clock, self.owed)
-        if budget.unit == "tokens":  # of the searches
-            total = budget.amount / max(cost.n_tokens, 1) + cost.late
-        else:
-            total = cost.methods + sum(cost.searches.values()) + cost.late
-        return max(0.0, total - self.units) * self.unit
+            return max(0.0, budget.amount - self.measurer.seconds, self.owed)
+        return max(0.0, units_to_come(budget, self.cost) - self.units) * self.unit
 
     def _item(self) -> None:
         self.units += self.item_units

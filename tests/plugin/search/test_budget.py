@@ -155,7 +155,7 @@ def test_long_items_are_foreseen_while_the_first_is_measured(clockwork: Callable
         "prompts of up to 70 tokens; 1 tokens/s, so that a set of scales on an item takes about 88 s; "
     )
     assert "in all" in words
-    assert "20m hold about" in foreseen_in_words(spec(budget="20m"), cost)
+    assert "20m hold about 14 of them" in foreseen_in_words(spec(budget="20m"), cost)
     clock = clockwork(lambda n: 1.0)
     run_search(spec(), listener=Told())
     assert len(heard) == 1  # short ones need no foresight
